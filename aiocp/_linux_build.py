@@ -1,0 +1,217 @@
+"""Declare to cffi the few Linux calls that `os` lacks, as `aiocp._linux`: build time only.
+
+Everything that must be cleaned up on every way out, an open file and a temporary name, is owned by
+a C struct that is filled in the same call as the system call: an exception raised between any two
+bytecodes finds either nothing to clean up or something that knows how.
+"""
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+ffibuilder.cdef(
+    """
+    struct aiocp_file { int fd; int named; ...; };
+    struct aiocp_file *file_new(void);
+    int file_open(struct aiocp_file *f, int dir_fd, const char *path, int flags, unsigned mode);
+    int file_open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
+                        unsigned mode);
+    int file_link(struct aiocp_file *f, int dir_fd, const char *name);
+    int file_replace(struct aiocp_file *f, int dir_fd, const char *temporary, const char *name);
+    int file_unname(struct aiocp_file *f);
+    int file_close(struct aiocp_file *f);
+    void file_free(struct aiocp_file *f);
+
+    int file_allocate(int fd, int mode, long long offset, long long length);
+    int direct_alignment(int fd, unsigned *memory, unsigned *offset);
+    """
+)
+
+ffibuilder.set_source(
+    "aiocp._linux",
+    r"""
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <sched.h>
+    #include <signal.h>
+    #include <stdint.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    #include <sys/syscall.h>
+    #include <sys/wait.h>
+
+    /* An open file and, while `named`, the temporary name that goes when it goes. The directory of
+       that name is the file's own descriptor, so no other object has to live as long. */
+    struct aiocp_file {
+        int fd, named, dir_fd;
+        pid_t pid;
+        char name[256];
+    };
+
+    static struct aiocp_file *file_new(void)
+    {
+        struct aiocp_file *f = calloc(1, sizeof *f);
+        if (f) {
+            f->fd = f->dir_fd = -1;
+            f->pid = getpid();
+        }
+        return f;
+    }
+
+    static int file_open(struct aiocp_file *f, int dir_fd, const char *path, int flags,
+                         unsigned mode)
+    {
+        f->fd = openat(dir_fd, path, flags | O_CLOEXEC, mode);
+        return f->fd < 0 ? -errno : 0;
+    }
+
+    static int file_open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
+                               unsigned mode)
+    {
+        int r;
+        if (strlen(name) >= sizeof f->name)
+            return -ENAMETOOLONG;
+        if (f->dir_fd < 0 && (f->dir_fd = fcntl(dir_fd, F_DUPFD_CLOEXEC, 0)) < 0)
+            return -errno;
+        strcpy(f->name, name);
+        r = file_open(f, dir_fd, name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+        f->named = r == 0;
+        return r;
+    }
+
+    static int link_unnamed(int fd, int dir_fd, const char *name)
+    {
+        char path[32];
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        return linkat(AT_FDCWD, path, dir_fd, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+    }
+
+    static int move(struct aiocp_file *f, int dir_fd, const char *name, unsigned flags)
+    {
+        if (syscall(SYS_renameat2, f->dir_fd, f->name, dir_fd, name, flags) < 0)
+            return -errno;
+        f->named = 0;
+        return 0;
+    }
+
+    static int file_unname(struct aiocp_file *f)
+    {
+        int r = f->named ? unlinkat(f->dir_fd, f->name, 0) : 0;
+        f->named = 0;
+        return r < 0 ? -errno : 0;
+    }
+
+    /* Give the file a name that is not taken yet. */
+    static int file_link(struct aiocp_file *f, int dir_fd, const char *name)
+    {
+        int r;
+        if (!f->named)
+            return link_unnamed(f->fd, dir_fd, name);
+        r = move(f, dir_fd, name, 1 /* RENAME_NOREPLACE */);
+        if (r != -EINVAL && r != -ENOSYS)
+            return r;
+        /* NFS and old FUSE know no RENAME_NOREPLACE; a hard link refuses a taken name as well */
+        if (linkat(f->dir_fd, f->name, dir_fd, name, 0) < 0)
+            return -errno;
+        return file_unname(f);
+    }
+
+    struct replacement { int fd, dir_fd, result; const char *temporary, *name; };
+
+    static int link_and_rename(void *argument)
+    {
+        struct replacement *r = argument;
+        r->result = link_unnamed(r->fd, r->dir_fd, r->temporary);
+        if (r->result == 0 && renameat(r->dir_fd, r->temporary, r->dir_fd, r->name) < 0) {
+            r->result = -errno;
+            unlinkat(r->dir_fd, r->temporary, 0);
+        }
+        return 0;
+    }
+
+    enum { STACK = 64 << 10 };
+
+    /* Linux has no linkat that replaces, so an unnamed file needs a temporary name for the moment
+       between linkat and rename. Both run in a child that shares our memory and outlives a SIGKILL
+       of ours, so not even that leaves the temporary name behind. The child sends no SIGCHLD and
+       is invisible to a wait for any child; signals wait until it is done. */
+    static int replace_unnamed(struct replacement *r)
+    {
+        sigset_t all, before;
+        char *stack = malloc(STACK);
+        pid_t child;
+        if (!stack)
+            return -ENOMEM;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        child = clone(link_and_rename, stack + STACK, CLONE_VM | CLONE_VFORK, r);
+        if (child < 0)
+            link_and_rename(r);  /* no process to be had: ours must do */
+        else
+            while (waitpid(child, NULL, __WCLONE) < 0 && errno == EINTR)
+                ;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        free(stack);
+        return r->result;
+    }
+
+    /* Give the file the name of another, in its place. */
+    static int file_replace(struct aiocp_file *f, int dir_fd, const char *temporary,
+                            const char *name)
+    {
+        struct replacement r = {f->fd, dir_fd, -ECHILD, temporary, name};
+        return f->named ? move(f, dir_fd, name, 0) : replace_unnamed(&r);
+    }
+
+    static int close_fd(int *fd)
+    {
+        int r = *fd < 0 ? 0 : close(*fd);
+        *fd = -1;
+        return r < 0 ? -errno : 0;
+    }
+
+    /* Close, keeping nothing: after any error of close(2) the descriptor is gone on Linux. */
+    static int file_close(struct aiocp_file *f)
+    {
+        int unnamed = file_unname(f), r = close_fd(&f->fd);
+        close_fd(&f->dir_fd);
+        return r < 0 ? r : unnamed;
+    }
+
+    /* A forked child closes its copies and leaves the name to its parent. */
+    static void file_free(struct aiocp_file *f)
+    {
+        if (f->pid != getpid())
+            f->named = 0;
+        file_close(f);
+        free(f);
+    }
+
+    static int file_allocate(int fd, int mode, long long offset, long long length)
+    {
+        return fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
+    }
+
+    /* STATX_DIOALIGN (Linux 6.1): by the numbers of the ABI, which the C library may not know yet.
+       Both alignments 0: this file takes no direct I/O. -ENOTSUP: the file system does not say. */
+    static int direct_alignment(int fd, unsigned *memory, unsigned *offset)
+    {
+        enum { DIOALIGN = 0x2000, MASK_AT = 0, MEMORY_AT = 152, OFFSET_AT = 156 };
+        unsigned char statx[256];
+        uint32_t mask;
+        if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, DIOALIGN, statx) < 0)
+            return -errno;
+        memcpy(&mask, statx + MASK_AT, sizeof mask);
+        if (!(mask & DIOALIGN))
+            return -ENOTSUP;
+        memcpy(memory, statx + MEMORY_AT, sizeof *memory);
+        memcpy(offset, statx + OFFSET_AT, sizeof *offset);
+        return 0;
+    }
+    """,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

@@ -1,0 +1,102 @@
+"""The Linux calls that `os` lacks, and open files that clean up after themselves.
+
+A `File` owns its descriptor, and a temporary name if it has one, in C: `close` reports errors, and
+where an exception cuts in before that, the last reference to go closes it and removes the name.
+"""
+
+import os
+from typing import Self
+
+from aiocp._linux import ffi, lib
+
+
+def _check(result: int) -> None:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+
+
+class File:
+    """An open file, closed at the latest when it is no longer referenced."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self) -> None:
+        self._file = ffi.gc(lib.file_new(), lib.file_free)
+
+    @classmethod
+    def open(
+        cls, path: bytes, flags: int, mode: int = 0o600, *, dir_fd: int | None = None
+    ) -> "File":
+        """Open as `os.open` does, close-on-exec. Raises OSError from openat(2)."""
+        file = cls()
+        file._retry(lib.file_open, _directory(dir_fd), path, flags, mode)
+        return file
+
+    @classmethod
+    def create_named(cls, name: bytes, flags: int, mode: int = 0o600, *, dir_fd: int) -> "File":
+        """Create a file under a temporary name that goes with it unless `link` or `replace` ran."""
+        file = cls()
+        file._retry(lib.file_open_named, dir_fd, name, flags, mode)
+        return file
+
+    def _retry(self, call, *arguments: int | bytes) -> None:  # type: ignore[no-untyped-def]
+        while (result := call(self._file, *arguments)) == -_EINTR:
+            pass  # signal handlers have run between these bytecodes (PEP 475)
+        _check(result)
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return int(self._file.fd)
+
+    @property
+    def named(self) -> bool:
+        """Whether a temporary name exists for the file."""
+        return bool(self._file.named)
+
+    def link(self, name: bytes, *, dir_fd: int) -> None:
+        """Give the file its name. Raises FileExistsError where the name is taken."""
+        _check(lib.file_link(self._file, dir_fd, name))
+
+    def replace(self, name: bytes, *, temporary: bytes, dir_fd: int) -> None:
+        """Give the file the name of another, atomically; `temporary` is used in between."""
+        _check(lib.file_replace(self._file, dir_fd, temporary, name))
+
+    def close(self) -> None:
+        """Close, and remove the temporary name. Raises OSError from close(2); idempotent."""
+        _check(lib.file_close(self._file))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _directory(dir_fd: int | None) -> int:
+    return _AT_FDCWD if dir_fd is None else dir_fd
+
+
+def allocate(fd: int, length: int) -> None:
+    """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
+
+    Raises OSError: ENOSPC at once where the space is missing, EOPNOTSUPP where the file system
+    cannot (glibc's posix_fallocate would then write zeros, which is why it is not used).
+    """
+    while (result := lib.file_allocate(fd, 0, 0, length)) == -_EINTR:
+        pass
+    _check(result)
+
+
+def direct_alignment(fd: int) -> int | None:
+    """The alignment in bytes that direct I/O on this file asks for, of offsets and of memory.
+
+    0: the file takes none. None: the kernel (before 6.1) or the file system does not say.
+    """
+    memory, offset = ffi.new("unsigned *"), ffi.new("unsigned *")
+    if lib.direct_alignment(fd, memory, offset) < 0:
+        return None
+    return max(int(memory[0]), int(offset[0]))
+
+
+_AT_FDCWD = -100
+_EINTR = 4

@@ -1,0 +1,61 @@
+"""What all tests share: the file systems they run on, and that CI never skips one of root's."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from filesystems import MUST_RUN, clean_up, mounted
+
+
+@pytest.fixture(scope="session")
+def mount_point() -> Iterator[Callable[[str], Path]]:
+    """Give the mount point of a file system by its type, mounted when first asked for."""
+    points: dict[str, Path] = {}
+    with ExitStack() as stack:
+
+        def mount_once(fstype: str) -> Path:
+            if fstype not in points:
+                points[fstype] = stack.enter_context(mounted(fstype))
+            return points[fstype]
+
+        yield mount_once
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs", "tmpfs"])
+def filesystem(
+    request: pytest.FixtureRequest, mount_point: Callable[[str], Path]
+) -> Iterator[Path]:
+    """An empty directory on each of ext4, XFS, Btrfs (on loop devices, 1 GiB) and tmpfs."""
+    directory = Path(tempfile.mkdtemp(dir=mount_point(request.param)))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def pytest_sessionstart() -> None:
+    clean_up()
+
+
+def pytest_unconfigure() -> None:
+    clean_up(own=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where CI runs as root, a test that needs root fails when it is skipped."""
+    report = yield
+    skipped = report.skipped and not hasattr(report, "wasxfail")
+    if MUST_RUN and skipped and item.get_closest_marker("root"):
+        report.outcome = "failed"
+    return report
