@@ -1,0 +1,324 @@
+"""Copy blocks at a fixed in-flight depth.
+
+    start     while a slot is free and a block is left, the slot reads the block
+    complete  a whole read becomes the write of its block, a whole write frees its slot
+    sync      a transfer whose last block is down takes one slot for its sync, and is finished
+
+A slot goes FREE -> READING -> WRITING -> FREE for a block, FREE -> SYNCING -> FREE for a sync. The
+engine never waits: `start` begins what can be begun, `complete` takes what has ended, and whoever
+drives them decides how to wait in between (`run` does it with the context's `reap`). It knows
+integers only: descriptors, offsets, lengths, slots.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from errno import EINVAL, ENOSPC
+from typing import NamedTuple, Protocol
+
+Completion = tuple[int, int]  # slot, res: a byte count or a negative errno
+Extent = tuple[int, int]  # offset, length
+
+
+class Context(Protocol):
+    """What the engine needs of an AIO context: `depth` slots, each with a block of memory.
+
+    A prep queues one operation on a slot; `submit` hands the queue to the kernel, or as much of it
+    as the kernel takes now; `reap` waits for at least one completion while any is in flight.
+    """
+
+    depth: int
+    block_size: int
+
+    def prep_read(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
+    def prep_write(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
+    def prep_fsync(self, slot: int, fd: int) -> None: ...
+    def prep_fdsync(self, slot: int, fd: int) -> None: ...
+    def pad(self, slot: int, start: int, padding: bytes) -> None: ...
+    def submit(self) -> None: ...
+    def reap(self) -> list[Completion]: ...
+
+
+class Sync(IntEnum):
+    """How a transfer ends: not synced, its data synced, or its data and all metadata."""
+
+    NONE = 0
+    FDATASYNC = 1
+    FSYNC = 2
+
+
+class Step(IntEnum):
+    """What a slot is doing."""
+
+    FREE = 0
+    READING = 1
+    WRITING = 2
+    SYNCING = 3
+
+
+class Failure(NamedTuple):
+    """Why a transfer stopped: the step, the errno (0 for a source that ended early), where."""
+
+    step: Step
+    errno: int
+    offset: int
+
+
+class Transfer:
+    """An open source, an open destination and the extents still to copy between them.
+
+    Reads and writes are rounded up to `alignment` bytes; what a write covers past the end of its
+    block is `padding(length)`. A transfer without extents is only synced, e.g. a directory.
+    """
+
+    read_fd = write_fd = -1
+    read_direct = write_direct = False
+    alignment = 1
+    sync = Sync.FDATASYNC
+    extents: Iterable[Extent] = ()
+
+    def __init__(self) -> None:
+        self.failure: Failure | None = None
+        self.error: BaseException | None = None
+        self.bytes_read = 0
+        self.bytes_written = 0
+        self.synced = False
+        self.in_flight = 0  # slots that this transfer holds
+
+    @property
+    def failed(self) -> bool:
+        return self.failure is not None or self.error is not None
+
+    def padding(self, offset: int, length: int) -> bytes:
+        """What to write past the end of the source, from `offset`, to fill `length` bytes."""
+        return bytes(length)
+
+    def undirect(self, step: Step) -> None:
+        """Go on without O_DIRECT on the side that refused it; an OSError fails the transfer."""
+        if step is Step.READING:
+            self.read_direct = False
+        else:
+            self.write_direct = False
+
+    def written(self) -> None:
+        """Do what comes between the last write and the sync; an OSError fails the transfer."""
+
+
+def blocks(extents: Iterable[Extent], block_size: int) -> Iterator[Extent]:
+    """Cut extents into blocks that start at multiples of `block_size` or at an extent's start."""
+    for start, length in extents:
+        offset, end = start, start + length
+        while offset < end:
+            stop = min(end, offset - offset % block_size + block_size)
+            yield offset, stop - offset
+            offset = stop
+
+
+class Engine:
+    """Drives transfers through a context, with as many slots in flight as there is work for."""
+
+    def __init__(self, context: Context, transfers: Iterable[Transfer]) -> None:
+        depth = context.depth
+        self._context = context
+        self._transfers = iter(transfers)
+        self._added: deque[Transfer] = deque()
+        self._current: Transfer | None = None
+        self._blocks: Iterator[Extent] = iter(())
+        self._free = list(range(depth - 1, -1, -1))
+        self._step = [Step.FREE] * depth
+        self._transfer: list[Transfer | None] = [None] * depth
+        self._offset = [0] * depth  # of the block, in the file
+        self._length = [0] * depth  # of the block
+        self._done = [0] * depth  # how much of it this step has moved
+        self._direct = [False] * depth  # whether what is in flight may be direct I/O
+
+    @property
+    def in_flight(self) -> int:
+        """How many slots are taken."""
+        return len(self._step) - len(self._free)
+
+    def add(self, transfer: Transfer) -> None:
+        """Take up a transfer before those that the iterator still holds."""
+        self._added.append(transfer)
+
+    def start(self) -> list[Transfer]:
+        """Fill the free slots and submit; return transfers that ended without needing a slot."""
+        finished: list[Transfer] = []
+        while self._free and self._next_block(finished):
+            pass
+        self._context.submit()
+        return finished
+
+    def complete(self, completions: Iterable[Completion]) -> list[Transfer]:
+        """Advance each completed slot by a step; return the transfers that ended by it."""
+        finished: list[Transfer] = []
+        for slot, res in completions:
+            step = self._step[slot]
+            if step is Step.READING:
+                self._read_done(slot, res)
+            elif step is Step.WRITING:
+                self._write_done(slot, res)
+            else:
+                self._sync_done(slot, res)
+            if self._step[slot] is Step.FREE:
+                self._release(slot, finished)
+        return finished
+
+    def run(self) -> Iterator[Transfer | None]:
+        """Drive to the end, waiting in `reap`: yield transfers as they end, None at each reap."""
+        while True:
+            yield from self.start()
+            if not self.in_flight:
+                return
+            yield from self.complete(self._context.reap())
+            yield None
+
+    # --- refilling ---
+
+    def _next_block(self, finished: list[Transfer]) -> bool:
+        """Put the next block into a free slot, or take up the next transfer; False: none left."""
+        transfer = self._current
+        if transfer is None:
+            transfer = self._added.popleft() if self._added else next(self._transfers, None)
+            if transfer is None:
+                return False
+            self._current = transfer
+            self._blocks = blocks(transfer.extents, self._context.block_size)
+        block = None
+        if not transfer.failed:
+            try:
+                block = next(self._blocks, None)
+            except OSError as error:  # the extents are read lazily, from the source
+                transfer.error = error
+        if block is None:
+            self._current = None
+            if not transfer.in_flight:
+                self._end(transfer, finished)
+            return True
+        slot = self._take(transfer)
+        self._offset[slot], self._length[slot] = block
+        self._begin(slot, Step.READING)
+        return True
+
+    def _take(self, transfer: Transfer) -> int:
+        slot = self._free.pop()
+        self._transfer[slot] = transfer
+        transfer.in_flight += 1
+        return slot
+
+    def _release(self, slot: int, finished: list[Transfer]) -> None:
+        transfer = self._transfer[slot]
+        assert transfer is not None
+        self._transfer[slot] = None
+        self._free.append(slot)
+        transfer.in_flight -= 1
+        if not transfer.in_flight and transfer is not self._current:
+            self._end(transfer, finished)
+
+    def _end(self, transfer: Transfer, finished: list[Transfer]) -> None:
+        """With no block left and none in flight: sync once, then the transfer is finished."""
+        if not transfer.failed and not transfer.synced:
+            try:
+                transfer.written()
+            except OSError as error:
+                transfer.error = error
+            else:
+                if transfer.sync is not Sync.NONE:
+                    self._begin_sync(self._take(transfer), transfer)
+                    return
+        finished.append(transfer)
+
+    # --- the steps of a slot ---
+
+    def _begin(self, slot: int, step: Step) -> None:
+        self._step[slot] = step
+        self._done[slot] = 0
+        self._prep(slot)
+
+    def _prep(self, slot: int) -> None:
+        """Queue what is left of the slot's step, rounded up to the transfer's alignment."""
+        transfer = self._transfer[slot]
+        assert transfer is not None
+        done, length, alignment = self._done[slot], self._length[slot], transfer.alignment
+        rest = -(-length // alignment) * alignment - done
+        offset = self._offset[slot] + done
+        if self._step[slot] is Step.READING:
+            self._direct[slot] = transfer.read_direct
+            self._context.prep_read(slot, transfer.read_fd, done, rest, offset)
+        else:
+            self._direct[slot] = transfer.write_direct
+            self._context.prep_write(slot, transfer.write_fd, done, rest, offset)
+
+    def _begin_sync(self, slot: int, transfer: Transfer) -> None:
+        self._step[slot] = Step.SYNCING
+        if transfer.sync is Sync.FSYNC:
+            self._context.prep_fsync(slot, transfer.write_fd)
+        else:
+            self._context.prep_fdsync(slot, transfer.write_fd)
+
+    def _read_done(self, slot: int, res: int) -> None:
+        transfer = self._transfer[slot]
+        assert transfer is not None
+        # a residue that is not aligned reads EINVAL, not 0, at the end of a source that shrank
+        if res == -EINVAL and self._done[slot] % transfer.alignment:
+            res = 0
+        if not self._moved(slot, res, 0):
+            return
+        length = self._length[slot]
+        transfer.bytes_read += length
+        padding = -length % transfer.alignment
+        if padding:
+            end = self._offset[slot] + length
+            self._context.pad(slot, length, transfer.padding(end, padding))
+        self._begin(slot, Step.WRITING)
+
+    def _write_done(self, slot: int, res: int) -> None:
+        if self._moved(slot, res, ENOSPC):
+            transfer = self._transfer[slot]
+            assert transfer is not None
+            transfer.bytes_written += self._length[slot]
+            self._step[slot] = Step.FREE
+
+    def _sync_done(self, slot: int, res: int) -> None:
+        transfer = self._transfer[slot]
+        assert transfer is not None
+        if res < 0:
+            transfer.failure = transfer.failure or Failure(Step.SYNCING, -res, 0)
+        else:
+            transfer.synced = True
+        self._step[slot] = Step.FREE
+
+    def _moved(self, slot: int, res: int, errno_of_zero: int) -> bool:
+        """Count `res` bytes; True when the step is whole. Else requeue the residue, or fail."""
+        transfer = self._transfer[slot]
+        assert transfer is not None
+        before = self._done[slot]
+        if not transfer.failed:
+            if res > 0:
+                done = before + res
+                if done >= self._length[slot]:
+                    return True
+                # go on where it stopped: at the aligned byte before it, if that is progress
+                aligned = done - done % transfer.alignment
+                self._done[slot] = aligned if aligned > before else done
+                self._prep(slot)
+                return False
+            if res == -EINVAL and self._direct[slot]:
+                if self._without_direct(slot, transfer):
+                    self._prep(slot)
+                    return False
+            else:
+                errno, offset = -res or errno_of_zero, self._offset[slot] + before
+                transfer.failure = Failure(self._step[slot], errno, offset)
+        self._step[slot] = Step.FREE
+        return False
+
+    def _without_direct(self, slot: int, transfer: Transfer) -> bool:
+        step = self._step[slot]
+        if transfer.read_direct if step is Step.READING else transfer.write_direct:
+            try:
+                transfer.undirect(step)
+            except OSError as error:
+                transfer.error = error
+                return False
+        return True
