@@ -1,0 +1,5 @@
+"""python -m aiocp"""
+
+from aiocp.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""One AIO context with its slots' iocbs, iovecs and buffers, and the pool it is reused from.
+
+What the kernel's AIO refuses is done by the plain system call, whose answer then stands: where
+io_setup is refused (no AIO in this kernel, a seccomp profile, fs.aio-max-nr) that is everything.
+"""
+
+import os
+from collections import deque
+from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
+from typing import Self
+
+from aiocp.errors import operation
+from aiocp.libaio import Slots
+
+MAX_DEPTH = 65_536
+
+# what io_setup and io_submit answer where there is no AIO to be had
+_REFUSALS = (ENOSYS, EPERM, EOPNOTSUPP, EAGAIN, ENOMEM)
+
+# idle contexts are kept, because destroying one takes 30 ms; their buffers up to this many bytes
+_KEEP_CONTEXTS = 16
+_KEEP_BYTES = 128 << 20
+
+_idle: deque[Slots] = deque()
+
+
+class Context:
+    """`depth` slots for the engine: prep, submit, reap; close when done.
+
+    `depth` is what fs.aio-max-nr allowed, at most what was asked. `plain` tells that operations
+    were done by plain system calls, one at a time.
+    """
+
+    def __init__(self, depth: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.notes: list[str] = []
+        self.performed = 0  # operations done by plain system calls
+        self._refusal = 0
+        self._slots = self._acquire(depth)
+        self.plain = not self._slots.maxevents
+        self.depth = min(depth, self._slots.maxevents or depth)
+        if self.depth < depth:
+            self.notes.append(f"depth {self.depth} instead of {depth}: fs.aio-max-nr is exhausted")
+        with operation("allocate buffers"):
+            self._slots.resize(self.depth, block_size)
+        self.prep_read = self._slots.prep_preadv
+        self.prep_write = self._slots.prep_pwritev
+        self.prep_fsync = self._slots.prep_fsync
+        self.prep_fdsync = self._slots.prep_fdsync
+
+    def _acquire(self, depth: int) -> Slots:
+        """An idle context that is large enough, else a new one as large as the kernel grants."""
+        try:
+            slots = _idle.pop()
+        except IndexError:
+            slots = Slots()
+        if slots.maxevents >= depth:
+            return slots
+        slots.close()
+        slots = Slots()
+        granted = depth
+        while granted:
+            try:
+                slots.setup(granted)
+            except OSError as error:
+                if error.errno not in _REFUSALS:
+                    raise
+                if error.errno == EAGAIN:
+                    granted //= 2
+                    continue
+                self.notes.append(f"plain system calls instead of AIO: io_setup: {error.strerror}")
+            break
+        return slots
+
+    @property
+    def peak_in_flight(self) -> int:
+        """The most operations that were in flight at once."""
+        return self._slots.peak
+
+    def pad(self, slot: int, start: int, padding: bytes) -> None:
+        """Put `padding` into the slot's block at `start`."""
+        self._slots.buffer(slot, start, len(padding))[:] = padding
+
+    def buffer(self, slot: int) -> memoryview:
+        """The memory of a slot's block."""
+        return memoryview(self._slots.buffer(slot, 0, self.block_size))
+
+    def submit(self) -> None:
+        """Hand the queue to the kernel; what it does not take now stays queued for the next time.
+
+        EAGAIN (no request free) ends when completions are reaped. Any other refusal is of the
+        queue's first iocb; that is left to `reap` too, which performs it when nothing is in flight.
+        """
+        slots = self._slots
+        while slots.queued and not self.plain:
+            taken = slots.submit()
+            if taken <= 0 and taken != -EINTR:
+                self._refusal = -taken
+                return
+
+    def reap(self) -> list[tuple[int, int]]:
+        """Wait for at least one completion and return all there are, as (slot, res)."""
+        slots = self._slots
+        while slots.in_flight:
+            count = slots.getevents(1, None)
+            if count > 0:
+                return slots.completions(count)
+            if count != -EINTR and count != 0:
+                raise OSError(-count, f"reap: {os.strerror(-count)}")
+        while slots.queued:
+            if slots.perform() > 0:
+                self.performed += 1
+                return slots.completions(1)
+        return []
+
+    def close(self) -> None:
+        """Wait for what is in flight, drop what is queued, give the context back to the pool."""
+        slots = self._slots
+        slots.drain()
+        if len(_idle) >= _KEEP_CONTEXTS or not slots.maxevents:
+            slots.close()
+            return
+        if slots.mapped + sum(idle.mapped for idle in tuple(_idle)) > _KEEP_BYTES:
+            slots.unmap()
+        _idle.append(slots)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _forget() -> None:
+    """In a forked child: the idle contexts are the parent's."""
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,207 @@
+"""An open destination: created without a name, sized, and committed or abandoned.
+
+A new or replaced file has no name until it is whole and synced: `O_TMPFILE`, or where the file
+system has none a hidden name that goes with the open file. What must keep its inode (a hard-linked
+file, a device, a FIFO, an owner that we may not give to a new file) is written in place.
+"""
+
+import os
+import secrets
+import stat
+from errno import (
+    EEXIST,
+    EINVAL,
+    EISDIR,
+    ELOOP,
+    ENOENT,
+    ENOTDIR,
+    EOPNOTSUPP,
+)
+from typing import Self
+
+from aiocp import direct, metadata
+from aiocp.errors import fail, operation
+from aiocp.linux import File, allocate
+from aiocp.source import Source
+
+# what open(2) answers to O_TMPFILE where the kernel or the file system has none
+_NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
+
+
+class Destination:
+    """A destination opened for writing.
+
+    `in_place` tells that its bytes are changed under its name. `alignment` is 0 for buffered
+    writes, `seekable` False for what only takes a stream.
+    """
+
+    def __init__(self, path: bytes, source: Source, how: direct.Direct, block_size: int) -> None:
+        """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
+
+        Raises OSError, the operation in its text; `shutil.SameFileError`.
+        """
+        self.file = self._old = self.directory = File()
+        self.in_place = False
+        try:
+            with operation("open destination"):
+                self.path = _resolve(path)
+                head, self.name = os.path.split(self.path)
+                self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
+                existing = self._look()
+            if existing and os.path.samestat(existing, source.stat):
+                raise _same_file()
+            self.replaces = existing is not None
+            with operation("open destination"):
+                self._open(existing, source)
+                mode = os.fstat(self.fd).st_mode
+                self.regular = stat.S_ISREG(mode)
+                self.seekable = self.regular or stat.S_ISBLK(mode)
+                self.alignment = direct.switch_on(self.fd, how, block_size) if self.seekable else 0
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        return self.file.fileno()
+
+    def _look(self) -> os.stat_result | None:
+        try:
+            seen = os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        if stat.S_ISLNK(seen.st_mode):  # planted since it was resolved
+            raise fail(ELOOP, "look")
+        if stat.S_ISDIR(seen.st_mode):
+            raise fail(EISDIR, "look")
+        return seen
+
+    def _open(self, existing: os.stat_result | None, source: Source) -> None:
+        if existing is None:
+            self.file = self._create()
+            self._mode = metadata.new_mode(source.stat, self.directory.fileno())
+        elif not stat.S_ISREG(existing.st_mode) or existing.st_nlink > 1:
+            self.file = self._open_existing(existing)
+            self.in_place = True
+        else:
+            self._open_replacement(existing)
+
+    def _open_existing(self, existing: os.stat_result) -> File:
+        flags = os.O_WRONLY
+        if stat.S_ISREG(existing.st_mode):
+            flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+        file = File.open(self.name, flags, dir_fd=self.directory.fileno())
+        if not os.path.samestat(os.fstat(file.fileno()), existing):
+            raise fail(EEXIST, "replaced while being opened")
+        return file
+
+    def _open_replacement(self, existing: os.stat_result) -> None:
+        """A new file like the old one; where it cannot be made like it, the old one in place."""
+        self._old = self._open_existing(existing)  # refuses what cp may not write either
+        try:
+            self.file = self._create()
+            self._mode = metadata.keep(self._old.fileno(), self.file.fileno())
+            os.fchmod(self.file.fileno(), 0o600)
+        except PermissionError:
+            self.file.close()
+            self.file, self.in_place = self._old, True
+
+    def _create(self) -> File:
+        directory = self.directory.fileno()
+        try:
+            file = File.open(b".", os.O_TMPFILE | os.O_RDWR, dir_fd=directory)
+        except OSError as error:
+            if error.errno not in _NO_TMPFILE:
+                raise
+        else:
+            if os.path.exists(f"/proc/self/fd/{file.fileno()}"):  # else it could not be linked
+                return file
+        return File.create_named(self._temporary(), os.O_RDWR, dir_fd=directory)
+
+    def _temporary(self) -> bytes:
+        """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
+        suffix = b".aiocp-" + secrets.token_hex(8).encode()
+        return b"." + self.name[: 255 - 1 - len(suffix)] + suffix
+
+    def size(self, length: int) -> None:
+        """Reserve `length` bytes: no write has to extend the file, and a full disk shows now.
+
+        Raises OSError ENOSPC, EDQUOT, EFBIG. A direct write that extends a file is done inside
+        io_submit, one after another.
+        """
+        with operation("allocate"):
+            if not self.regular:
+                return
+            unit = self.alignment or 1
+            padded = -(-length // unit) * unit
+            try:
+                allocate(self.fd, padded)
+            except OSError as error:
+                if error.errno != EOPNOTSUPP:
+                    raise
+                if os.fstat(self.fd).st_size < padded:
+                    os.ftruncate(self.fd, padded)
+
+    def finish(self, length: int) -> None:
+        """Cut the file to `length` bytes and give it its mode: the last changes before the sync."""
+        if not self.regular:
+            return
+        if os.fstat(self.fd).st_size != length:
+            with operation("truncate"):
+                os.ftruncate(self.fd, length)
+        if not self.in_place:
+            with operation("set mode"):
+                os.fchmod(self.fd, self._mode)
+
+    def commit(self) -> None:
+        """Put the finished file under its name."""
+        directory = self.directory.fileno()
+        if self.in_place:
+            return
+        if self.replaces:
+            with operation("rename"):
+                self.file.replace(self.name, temporary=self._temporary(), dir_fd=directory)
+        else:
+            with operation("link"):
+                self.file.link(self.name, dir_fd=directory)
+
+    def padding(self, offset: int, length: int) -> bytes:
+        """What follows the copy's last byte in its last aligned unit: a file is cut there anyway,
+        a device keeps its own bytes."""
+        if self.regular:
+            return bytes(length)
+        with (
+            operation("read the device's last block"),
+            File.open(self.name, os.O_RDONLY, dir_fd=self.directory.fileno()) as device,
+        ):
+            return os.pread(device.fileno(), length, offset)
+
+    def close(self) -> None:
+        """Close; what was not committed is gone. Raises OSError from close(2); idempotent."""
+        self._old.close()
+        self.directory.close()
+        with operation("close"):
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _resolve(path: bytes) -> bytes:
+    """The path behind a symbolic link; a dangling one is refused as cp refuses it."""
+    if path.endswith(b"/"):
+        raise fail(ENOTDIR, "look")
+    if not os.path.islink(path):
+        return path
+    if not os.path.exists(path):
+        raise fail(ENOENT, "not writing through dangling symbolic link")
+    return os.path.realpath(path)
+
+
+def _same_file() -> OSError:
+    from shutil import SameFileError  # it loads the compression modules
+
+    return SameFileError(EINVAL, "source and destination are the same file")

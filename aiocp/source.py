@@ -1,0 +1,91 @@
+"""An open source: what kind it is, its size, and whether it changed while it was copied."""
+
+import os
+import stat
+from errno import EISDIR, ESTALE
+from typing import Self
+
+from aiocp import direct
+from aiocp.errors import SourceChanged, fail, operation
+from aiocp.linux import File
+
+
+class Source:
+    """A source opened for reading.
+
+    `size` in bytes is what it was when opened, None where only reading to the end tells it: pipes,
+    character devices, and the files of /proc and /sys that say 0 and are not empty. `alignment` is
+    0 for buffered reads.
+    """
+
+    def __init__(self, path: bytes, how: direct.Direct, block_size: int) -> None:
+        """Open `path`, its symbolic links followed.
+
+        Raises OSError, the operation in its text: those of stat(2) and open(2), EISDIR for a
+        directory, EINVAL where direct I/O is a must and not to be had, and `SourceChanged` where
+        another file took the name between the look and the open.
+        """
+        with operation("open source"):
+            seen = os.stat(path)
+            if stat.S_ISDIR(seen.st_mode):
+                raise fail(EISDIR, "look")
+            self.file = _open(path, seen)
+        try:
+            self.stat = os.fstat(self.fd)
+            if not os.path.samestat(seen, self.stat):
+                raise SourceChanged(ESTALE, "source was replaced while being opened")
+            self.size = self._size()
+            with operation("open source"):
+                self.alignment = direct.switch_on(self.fd, how, block_size) if self.size else 0
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fd(self) -> int:
+        return self.file.fileno()
+
+    def _size(self) -> int | None:
+        if stat.S_ISBLK(self.stat.st_mode):
+            return os.lseek(self.fd, 0, os.SEEK_END)
+        return self.stat.st_size or None if stat.S_ISREG(self.stat.st_mode) else None
+
+    def check(self) -> None:
+        """Raise `SourceChanged` unless size, mtime and ctime are those of the open."""
+        now, then = os.fstat(self.fd), self.stat
+        if not stat.S_ISREG(then.st_mode) or self.size is None:
+            return
+        if now.st_size < then.st_size:
+            raise shrank(now.st_size)
+        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+            then.st_size,
+            then.st_mtime_ns,
+            then.st_ctime_ns,
+        ):
+            raise SourceChanged(ESTALE, "source changed while being copied")
+
+    def close(self) -> None:
+        """Close; idempotent."""
+        self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def shrank(at: int) -> SourceChanged:
+    """The error for a source that ended at byte `at`, before the size it had when opened."""
+    return SourceChanged(ESTALE, f"source shrank while being copied, to {at} bytes")
+
+
+def _open(path: bytes, seen: os.stat_result) -> File:
+    """Open what was seen; a link or a FIFO that takes the name meanwhile is not followed into."""
+    if not stat.S_ISREG(seen.st_mode):
+        return File.open(path, os.O_RDONLY)
+    real = os.path.realpath(path)
+    try:
+        return File.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:  # /proc/self/fd/N of a deleted file has no path to resolve to
+        return File.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -1,0 +1,176 @@
+"""The AIO context against the real kernel: the depth, the ladder down from AIO, the pool, forks."""
+
+import errno
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aiocp import context, copy_file
+from aiocp.context import Context
+from filesystems import unavailable
+
+KIB, MIB = 1 << 10, 1 << 20
+
+
+def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
+    """Run `aiocp --json ARGUMENTS` under strace; its standard output and the trace."""
+    log = Path(arguments[-1]).parent / "strace.log"
+    command = ["strace", "-f", "-o", log, *options, sys.executable, "-m", "aiocp", "--json"]
+    try:
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        unavailable("strace is not installed")
+    assert done.returncode == 0, done.stderr
+    trace = log.read_text()
+    log.unlink()
+    return done.stdout, trace
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").write_bytes(random.Random(1).randbytes(20 * MIB + 777))
+    return tmp_path / "source"
+
+
+def same(source: Path, copy: Path) -> bool:
+    return subprocess.run(["cmp", source, copy]).returncode == 0
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("depth", [1, 7, 64])
+def test_what_the_kernel_sees(source: Path, tmp_path: Path, depth: int) -> None:
+    """PREADV and PWRITEV, `depth` of them in flight, then one FDSYNC; nothing else carries data."""
+    _, trace = strace(
+        ["-v", "-e", "trace=io_setup,io_submit,io_getevents,io_pgetevents,write,pwrite64,pwritev"],
+        "--depth",
+        str(depth),
+        "--block-size=128K",
+        source,
+        tmp_path / "copy",
+    )
+    blocks = -(-source.stat().st_size // (128 * KIB))
+    operations = re.findall(r"IOCB_CMD_(\w+)", trace)
+    assert [blocks, blocks] == [operations.count(name) for name in ("PREADV", "PWRITEV")]
+    assert operations[-2:] == ["FDSYNC", "FSYNC"]  # the file's data, then its directory
+    assert set(operations[:-2]) == {"PREADV", "PWRITEV"}
+    assert f"io_setup({depth}," in trace
+    assert not re.search(r"\b(pwrite64|pwritev)\(", trace)
+    in_flight, most = 0, 0
+    for call, result in re.findall(r"(io_submit|io_p?getevents)\(.* = (\d+)", trace):
+        in_flight += int(result) if call == "io_submit" else -int(result)
+        most = max(most, in_flight)
+    assert depth == most
+    assert in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("inject", "expected"),
+    [
+        ("io_setup:error=ENOSYS", {"method": "plain", "peak_in_flight": 1}),
+        ("io_setup:error=EPERM", {"method": "plain"}),
+        ("io_setup:error=ENOMEM", {"method": "plain"}),
+        ("io_setup:error=EAGAIN", {"method": "plain"}),
+        ("io_setup:error=EAGAIN:when=1..2", {"method": "aio-direct", "depth": 4}),
+        ("io_submit:error=EAGAIN:when=1", {"method": "aio-direct"}),
+        ("io_submit:error=EAGAIN:when=3", {"method": "aio-direct", "peak_in_flight": 16}),
+        ("io_submit:error=ENOSYS", {"peak_in_flight": 1}),
+        ("io_submit:error=EPERM", {"peak_in_flight": 1}),
+        ("io_submit:error=EAGAIN", {"peak_in_flight": 1}),
+        ("io_getevents,io_pgetevents:error=EINTR:when=2..9", {"method": "aio-direct"}),
+        ("io_submit:error=EINTR:when=2", {"method": "aio-direct"}),
+        ("fallocate:error=EOPNOTSUPP", {"method": "aio-direct", "synced": True}),
+    ],
+)
+@pytest.mark.root
+def test_the_ladder(source: Path, tmp_path: Path, inject: str, expected: dict[str, Any]) -> None:
+    """What AIO refuses is done with plain calls; the result says which rung it was."""
+    call = inject.split(":")[0]
+    output, trace = strace(
+        ["-e", f"trace={call}", "-e", f"inject={inject}"],
+        "--depth=16",
+        "--block-size=64K",
+        source,
+        tmp_path / "copy",
+    )
+    assert "INJECTED" in trace
+    assert same(source, tmp_path / "copy")
+    result = json.loads(output)
+    assert expected == {name: result[name] for name in expected}
+
+
+@pytest.mark.root
+def test_refused_sync_is_done_plainly(source: Path, tmp_path: Path) -> None:
+    """Before Linux 4.18 io_submit answers EINVAL to a sync: fdatasync does it then."""
+    _, trace = strace(
+        ["-e", "trace=fdatasync,fsync,io_submit", "-e", "inject=io_submit:error=EINVAL"],
+        "--depth=1",
+        "--block-size=1M",
+        source,
+        tmp_path / "copy",
+    )
+    assert ["fdatasync", "fsync"] == re.findall(r"(\w+)\(\d+\) += 0", trace)
+
+
+def charged() -> int:
+    """How many events all contexts of the machine have asked for."""
+    return int(Path("/proc/sys/fs/aio-nr").read_text())
+
+
+def test_a_context_is_used_again(source: Path, tmp_path: Path) -> None:
+    """Destroying one takes 30 ms, so copies of any depth up to the largest share it."""
+    copy_file(source, tmp_path / "copy", depth=64)
+    kept = list(context._idle)
+    before = charged()
+    for depth in (64, 1, 17):
+        result = copy_file(source, tmp_path / "copy", depth=depth, block_size=64 * KIB)
+        assert depth == result.peak_in_flight
+    assert kept == list(context._idle)
+    assert before == charged()
+
+
+def test_buffers_of_idle_contexts_are_bounded() -> None:
+    """What is kept for reuse is at most a constant, whatever was used at once."""
+    used = [Context(64, MIB) for _ in range(5)]
+    for each in used:
+        each.buffer(63)[:] = b"x" * MIB
+        each.close()
+    assert sum(slots.mapped for slots in context._idle) <= context._KEEP_BYTES
+    assert len(context._idle) <= context._KEEP_CONTEXTS
+
+
+def test_a_child_forgets_its_parents_contexts(source: Path, tmp_path: Path) -> None:
+    copy_file(source, tmp_path / "copy")
+    assert context._idle
+    child = os.fork()
+    if not child:
+        os._exit(len(context._idle))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert context._idle
+
+
+def test_close_waits_for_what_is_in_flight(source: Path) -> None:
+    """After close the kernel touches nothing of the buffers."""
+    with source.open("rb") as file:
+        for _ in range(20):
+            used = Context(16, MIB)
+            for slot in range(16):
+                used.prep_read(slot, file.fileno(), 0, MIB, slot * MIB)
+            used.submit()
+            used.close()
+            assert used._slots.in_flight == 0
+
+
+def test_perform_answers_as_the_system_call() -> None:
+    """A refused operation's plain call gives the real errno."""
+    with Context(2, 4 * KIB) as used:
+        used.prep_read(0, 10_000, 0, 4096, 0)
+        used.submit()
+        assert used.reap() == [(0, -errno.EBADF)]
+        assert used.reap() == []
