@@ -1,0 +1,90 @@
+"""The public names, the layering, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiocp
+
+PACKAGE = Path(aiocp.__file__).parent
+
+# DESIGN: a module imports only from below itself
+LAYERS = [
+    {"__main__"},
+    {"cli"},
+    {"progress"},
+    {"__init__"},
+    {"copier"},
+    {"destination"},
+    {"source", "metadata", "context"},
+    {"engine", "direct"},
+    {"libaio", "linux", "errors"},
+    {"_libaio", "_linux"},
+]
+
+
+def test_public_names() -> None:
+    """What `from aiocp import ...` gives is a promise; a change of it is a decision."""
+    assert sorted(aiocp.__all__) == ["Cancelled", "CopyResult", "SourceChanged", "copy_file"]
+    assert all(hasattr(aiocp, name) for name in aiocp.__all__)
+
+
+def test_public_names_are_documented() -> None:
+    assert all(getattr(aiocp, name).__doc__ for name in aiocp.__all__)
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.glob("*.py") if not path.name.endswith("_build.py"))
+
+
+def imports_of(path: Path) -> set[str]:
+    """The modules of the package that a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "aiocp":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("aiocp."):
+            found.add((node.module or "").split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {name.name.split(".")[1] for name in node.names if "aiocp." in name.name}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: path.stem)
+def test_a_module_imports_only_from_below(path: Path) -> None:
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    above = {name for name in imports_of(path) if layer[name] <= layer[path.stem]}
+    assert not above
+
+
+def test_the_engine_imports_nothing_of_the_package() -> None:
+    assert imports_of(PACKAGE / "engine.py") == set()
+
+
+@pytest.mark.parametrize("extension", ["_libaio", "_linux"])
+def test_one_module_touches_an_extension(extension: str) -> None:
+    users = [path.stem for path in modules() if extension in imports_of(path)]
+    assert [extension[1:]] == users
+
+
+def test_import_loads_neither_typer_nor_tqdm() -> None:
+    """A library user does not pay for the command line."""
+    code = (
+        "import sys, aiocp; print(*sorted({'typer', 'click', 'rich', 'tqdm', 'shutil',"
+        " 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_only_the_command_line_prints() -> None:
+    printing = [
+        path.stem
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Name) and node.id == "print"
+    ]
+    assert set(printing) <= {"cli", "progress"}

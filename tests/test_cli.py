@@ -1,0 +1,199 @@
+"""The command, run as a person runs it: what it prints and its exit status."""
+
+import json
+import os
+import pty
+import random
+import subprocess
+import sys
+import termios
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from aiocp.cli import Exit, parse_size
+
+MIB = 1 << 20
+COMMAND = [sys.executable, "-m", "aiocp"]
+
+
+def aiocp(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "source").write_bytes(random.Random(1).randbytes(3 * MIB + 777))
+    return tmp_path / "source"
+
+
+def test_copies_and_says_nothing(source: Path, tmp_path: Path) -> None:
+    """Nothing is printed on success unless asked."""
+    done = aiocp("source", "copy", "--depth", "64", cwd=tmp_path)
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+    subprocess.run(["cmp", source, tmp_path / "copy"], check=True)
+
+
+def test_several_sources_into_a_directory(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "directory").mkdir()
+    assert aiocp("source", "other", "directory", cwd=tmp_path).returncode == 0
+    subprocess.run(["cmp", source, tmp_path / "directory" / "source"], check=True)
+    assert (tmp_path / "directory" / "other").read_bytes() == b"other"
+
+
+def test_one_failure_does_not_stop_the_rest(source: Path, tmp_path: Path) -> None:
+    """What can be copied is; the status says that something was not."""
+    (tmp_path / "directory").mkdir()
+    done = aiocp("nothing", "source", "directory", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "aiocp: cannot copy 'nothing' to 'directory/nothing': "
+        "open source: No such file or directory\n"
+    )
+    subprocess.run(["cmp", source, tmp_path / "directory" / "source"], check=True)
+
+
+def test_json_is_one_object_a_file(source: Path, tmp_path: Path) -> None:
+    """With the fields of CopyResult, and nothing else on stdout."""
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "empty").touch()
+    done = aiocp("source", "empty", "directory", "--json", "-v", cwd=tmp_path)
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert ("source", "directory/source", 3 * MIB + 777) == (
+        first["source"],
+        first["destination"],
+        first["size"],
+    )
+    assert (64, True) == (first["depth"], first["synced"])
+    assert second["size"] == 0
+    assert "MB/s" in done.stderr
+
+
+def test_verbose_says_how(source: Path, tmp_path: Path) -> None:
+    done = aiocp("source", "copy", "-v", "--direct", "never", cwd=tmp_path)
+    assert "'source' -> 'copy'" in done.stdout
+    assert "aio-buffered, 4 of 64 in flight, synced" in done.stdout
+
+
+def test_version() -> None:
+    done = aiocp("--version")
+    assert (0, f"aiocp {version('aiocp')}\n") == (done.returncode, done.stdout)
+
+
+def test_the_installed_command_is_the_same() -> None:
+    command = Path(sys.executable).parent / "aiocp"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
+    assert aiocp("--version").stdout == done.stdout
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_help_names_every_option(width: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": width},
+    )
+    assert done.returncode == 0
+    for option in ("--depth", "--block-size", "--direct", "--progress", "--json", "--version"):
+        assert option in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= int(width)
+
+
+def test_progress_bar_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
+    """On by itself where stderr is a terminal: bytes and rate."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    subprocess.run([*COMMAND, "source", "copy"], cwd=tmp_path, stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "100%" in shown
+    assert "3.00M/3.00M" in shown
+    assert "B/s" in shown
+
+
+def test_progress_can_be_asked_for_and_forbidden(source: Path, tmp_path: Path) -> None:
+    assert "3.00M/3.00M" in aiocp("source", "copy", "--progress", cwd=tmp_path).stderr
+    ours, theirs = pty.openpty()
+    command = [*COMMAND, "source", "copy", "--no-progress"]
+    subprocess.run(command, cwd=tmp_path, stderr=theirs, check=True)
+    os.set_blocking(ours, False)
+    with pytest.raises(BlockingIOError):
+        os.read(ours, 1)
+    os.close(theirs)
+    os.close(ours)
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["source", "copy", "--depth", "0"], "'--depth': takes 1 to 65536, not '0'"),
+        (["source", "copy", "--depth", "-1"], "'--depth': takes 1 to 65536, not '-1'"),
+        (["source", "copy", "--depth=65537"], "'--depth': takes 1 to 65536, not '65537'"),
+        (["source", "copy", "--depth", "many"], "'--depth': takes 1 to 65536, not 'many'"),
+        (["source", "copy", "--block-size", "0"], "'--block-size': block size must be a multiple"),
+        (["source", "copy", "--block-size", "1000"], "'--block-size': block size must be a mult"),
+        (["source", "copy", "--block-size", "3M-1"], "'--block-size': takes bytes such as 4096"),
+        (["source", "copy", "--block-size", "abc"], "'--block-size': takes bytes such as 4096"),
+        (["source", "copy", "--direct", "maybe"], "'--direct': takes auto, always, never"),
+        (["source"], "missing argument"),
+        ([], "missing argument"),
+        (["source", "copy", "--nonsense"], "no such option: --nonsense"),
+        (["source", "source", "copy"], "target 'copy' is not a directory"),
+    ],
+)
+def test_usage_error(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    """One line that names the option and what it takes; exit 2; nothing was touched."""
+    done = aiocp(*arguments, cwd=tmp_path)
+    assert Exit.USAGE == done.returncode
+    assert done.stdout == ""
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("source_name", "destination_name", "reason"),
+    [
+        ("nothing", "copy", "open source: No such file or directory"),
+        (".", "copy", "open source: Is a directory"),
+        ("source", "source", "source and destination are the same file"),
+        ("source", ".", "source and destination are the same file"),
+        ("source", "missing/copy", "open destination: No such file or directory"),
+        ("source", "source/copy", "open destination: Not a directory"),
+        ("", "copy", "open source: No such file or directory"),
+        ("bad\nname\udcff", "copy", "open source: No such file or directory"),
+    ],
+)
+def test_error_is_one_line(
+    source: Path, tmp_path: Path, source_name: str, destination_name: str, reason: str
+) -> None:
+    """Both paths and the reason, exit 1, no traceback, even for names that cannot be printed."""
+    done = aiocp(source_name, destination_name, cwd=tmp_path)
+    assert Exit.NOT_COPIED == done.returncode
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith(f"aiocp: cannot copy {source_name!r} to ")
+    assert reason in done.stderr
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4096", 4096), ("64K", 65536), ("1M", MIB), ("1MiB", MIB), ("64KiB", 65536), ("1G", 1 << 30)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert size == parse_size(text)
+
+
+@pytest.mark.parametrize("text", ["", "K", "1.5M", "-4096", "4 K", "1KB", "1iB", "٤٠٩٦"])
+def test_not_sizes(text: str) -> None:
+    with pytest.raises(ValueError, match="takes bytes such as"):
+        parse_size(text)
