@@ -142,9 +142,13 @@ class Engine:
         self._added.append(transfer)
 
     def start(self) -> list[Transfer]:
-        """Fill the free slots and submit; return transfers that ended without needing a slot."""
+        """Fill the free slots and submit.
+
+        Returns at the first transfer that ended without needing a slot, so that what it holds can
+        be let go before the next is opened; call again then.
+        """
         finished: list[Transfer] = []
-        while self._free and self._next_block(finished):
+        while self._free and not finished and self._next_block(finished):
             pass
         self._context.submit()
         return finished
@@ -167,11 +171,13 @@ class Engine:
     def run(self) -> Iterator[Transfer | None]:
         """Drive to the end, waiting in `reap`: yield transfers as they end, None at each reap."""
         while True:
-            yield from self.start()
-            if not self.in_flight:
+            if finished := self.start():
+                yield from finished
+            elif self.in_flight:
+                yield from self.complete(self._context.reap())
+                yield None
+            else:
                 return
-            yield from self.complete(self._context.reap())
-            yield None
 
     # --- refilling ---
 
@@ -266,10 +272,15 @@ class Engine:
             return
         length = self._length[slot]
         transfer.bytes_read += length
-        padding = -length % transfer.alignment
-        if padding:
-            end = self._offset[slot] + length
-            self._context.pad(slot, length, transfer.padding(end, padding))
+        missing = -length % transfer.alignment
+        if missing:
+            try:
+                padding = transfer.padding(self._offset[slot] + length, missing)
+            except OSError as error:
+                transfer.error = error
+                self._step[slot] = Step.FREE
+                return
+            self._context.pad(slot, length, padding)
         self._begin(slot, Step.WRITING)
 
     def _write_done(self, slot: int, res: int) -> None:

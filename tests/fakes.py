@@ -367,18 +367,24 @@ def drive(
 ) -> list[FileTransfer]:
     """Run an engine to its end; the transfers in the order in which they ended.
 
-    Before each reap as many slots must be taken as there is work for, at most depth. Each transfer
-    must end once, with nothing of it in flight. `then` may give a transfer to add at each end.
+    Before each reap as many slots must be taken as there is work for, at most depth. Nothing more
+    may be prepared for a transfer that failed. Each transfer must end once, with nothing of it in
+    flight. `then` may give a transfer to add at each end.
     """
     known = list(transfers)
     ended: list[FileTransfer] = []
+    draining: dict[FileTransfer, set[Operation]] = {}
     engine = Engine(context, list(known))
 
-    def depth_is_reached() -> None:
+    def check() -> None:
         work = sum(transfer.wanted() for transfer in known if transfer not in ended)
         assert engine.in_flight == len(context.held) == min(context.depth, work)
+        for transfer in known:
+            if transfer.failed:
+                held = set(transfer.held)
+                assert held <= draining.setdefault(transfer, held), "went on after it failed"
 
-    context.before_reap = depth_is_reached
+    context.before_reap = check
     for transfer in engine.run():
         if transfer is None:
             continue

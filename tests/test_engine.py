@@ -268,7 +268,6 @@ def test_transfers_are_opened_only_as_slots_become_free(depth: int, size: int) -
     assert ended == 20
 
 
-@pytest.mark.xfail(reason="start() takes up all transfers that need no slot before it yields any")
 @pytest.mark.parametrize("depth", [1, 2, 5])
 def test_transfers_that_need_no_slot_are_not_opened_all_at_once(depth: int) -> None:
     context = ScriptedContext(depth, 8)
@@ -611,7 +610,6 @@ def test_a_transfer_added_at_the_end_of_the_last_one_is_done(depth: int) -> None
     assert_whole(directory)
 
 
-@pytest.mark.xfail(reason="run() returns without a look at what was added while start() yielded")
 @pytest.mark.parametrize("why", ["nothing to do", "fails at once"])
 def test_a_transfer_added_at_the_end_of_one_that_needed_no_slot_is_done(why: str) -> None:
     context = ScriptedContext(2, 8)
@@ -685,7 +683,6 @@ def test_what_is_no_oserror_is_raised_to_the_driver() -> None:
     assert not context.held
 
 
-@pytest.mark.xfail(reason="an OSError of padding() is raised to the driver, past the other slots")
 def test_an_error_of_the_padding_fails_the_transfer() -> None:
     """It is read from the device, which may fail."""
     context = ScriptedContext(2, 1024)
