@@ -18,11 +18,12 @@ ffibuilder.cdef(
                         unsigned mode);
     int file_link(struct aiocp_file *f, int dir_fd, const char *name);
     int file_replace(struct aiocp_file *f, int dir_fd, const char *temporary, const char *name);
-    int file_unname(struct aiocp_file *f);
+    int file_flush(struct aiocp_file *f);
     int file_close(struct aiocp_file *f);
     void file_free(struct aiocp_file *f);
 
     int file_allocate(int fd, int mode, long long offset, long long length);
+    int syncfs(int fd);
     int direct_alignment(int fd, unsigned *memory, unsigned *offset);
     """
 )
@@ -170,6 +171,14 @@ ffibuilder.set_source(
         int r = *fd < 0 ? 0 : close(*fd);
         *fd = -1;
         return r < 0 ? -errno : 0;
+    }
+
+    /* Have close(2)'s errors while the descriptor is still there: NFS and FUSE report writes that
+       failed late when any descriptor of the file is closed. */
+    static int file_flush(struct aiocp_file *f)
+    {
+        int copy = fcntl(f->fd, F_DUPFD_CLOEXEC, 0);
+        return copy < 0 ? -errno : close_fd(&copy);
     }
 
     /* Close, keeping nothing: after any error of close(2) the descriptor is gone on Linux. */

@@ -5,9 +5,12 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -21,6 +24,7 @@ from aiocp.copier import (
     check_depth,
     copy_file,
 )
+from aiocp.errors import Cancelled
 
 UsageError: Any = typer.BadParameter.__base__  # click's, wherever this typer keeps it
 
@@ -29,12 +33,39 @@ HOW = ("auto", "always", "never")
 
 
 class Exit(IntEnum):
-    """Exit statuses."""
+    """Exit statuses; a copy stopped by a signal ends with 128 + its number, as in a shell."""
 
     DONE = 0
     NOT_COPIED = 1
     USAGE = 2
+    HUNG_UP = 128 + signal.SIGHUP
     INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
+
+
+class Signals:
+    """Turns the signals that end a program into a `cancel` for the copy.
+
+    The copy is then stopped where it can be: what is in flight is drained and the temporary
+    removed. Further signals change nothing, and an ignored signal (nohup) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._take)
+
+    def _take(self, number: int, _: FrameType | None) -> None:
+        self.number = self.number or number
+
+    def is_set(self) -> bool:
+        """Whether one has come."""
+        return self.number != 0
+
+    def status(self) -> Exit:
+        """The exit status for the one that came."""
+        return Exit(128 + self.number)
 
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -83,7 +114,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command(epilog=EPILOG, no_args_is_help=False)
 def aiocp(
-    sources: Annotated[list[str], typer.Argument(metavar="SRC", help="What to copy.")],
+    sources: Annotated[list[str], typer.Argument(metavar="SRC...", help="What to copy.")],
     destination: Annotated[
         str, typer.Argument(metavar="DST", help="The new file, or a directory to copy into.")
     ],
@@ -104,6 +135,18 @@ def aiocp(
             help="O_DIRECT: where possible, as a must, not at all.",
         ),
     ] = HOW[0],
+    sync: Annotated[
+        bool, typer.Option("--sync/--no-sync", help="Exit when it is on the disk, or as cp does.")
+    ] = True,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Write into an existing file, do not replace it.")
+    ] = False,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Accept a source that changes meanwhile.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write to a device that is mounted or in use.")
+    ] = False,
     progress: Annotated[
         bool | None,
         typer.Option(
@@ -126,34 +169,41 @@ def aiocp(
     """
     if len(sources) > 1 and not os.path.isdir(destination):
         raise UsageError(f"target {destination!r} is not a directory")
+    signals = Signals()
+    copy = partial(
+        copy_file,
+        depth=depth,
+        block_size=block_size,
+        direct=direct,
+        sync=sync,
+        in_place=in_place,
+        allow_changed=allow_changed,
+        force=force,
+        cancel=signals,
+    )
+    if progress or (progress is None and sys.stderr.isatty()):
+        copy = partial(_with_bar, copy)
     status = Exit.DONE
     for source in sources:
         try:
-            result = _copy(source, destination, progress, depth, block_size, direct)
+            result = copy(source, destination)
         except OSError as error:
             _complain(error)
             status = Exit.NOT_COPIED
+        except Cancelled:
+            name = signal.Signals(signals.number).name
+            print(f"aiocp: stopped by {name}: {_quoted(source)} was not copied", file=sys.stderr)
+            raise typer.Exit(signals.status()) from None
         else:
             _report(result, verbose, as_json)
     raise typer.Exit(status)
 
 
-def _copy(
-    source: str, destination: str, progress: bool | None, depth: int, block_size: int, direct: Any
-) -> CopyResult:
-    if progress or (progress is None and sys.stderr.isatty()):
-        from aiocp.progress import Bar
+def _with_bar(copy: Callable[..., CopyResult], source: str, destination: str) -> CopyResult:
+    from aiocp.progress import Bar
 
-        with Bar(Path(source).name) as bar:
-            return copy_file(
-                source,
-                destination,
-                depth=depth,
-                block_size=block_size,
-                direct=direct,
-                progress=bar.update,
-            )
-    return copy_file(source, destination, depth=depth, block_size=block_size, direct=direct)
+    with Bar(Path(source).name) as bar:
+        return copy(source, destination, progress=bar.update)
 
 
 def _complain(error: OSError) -> None:
@@ -188,14 +238,19 @@ def run(arguments: list[str]) -> int:
     """Run the command; return its exit status."""
     command = typer.main.get_command(app)
     try:
-        return int(command.main(arguments, prog_name="aiocp", standalone_mode=False) or Exit.DONE)
+        status = command.main(arguments, prog_name="aiocp", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or Exit.DONE)
     except UsageError as error:
         message = error.format_message().rstrip(".")
         print(f"aiocp: {message[0].lower()}{message[1:]}; try 'aiocp --help'", file=sys.stderr)
         return Exit.USAGE
-    except KeyboardInterrupt:
-        print("aiocp: interrupted", file=sys.stderr)
+    except KeyboardInterrupt:  # before the signals were taken
         return Exit.INTERRUPTED
+    except OSError as error:
+        print(f"aiocp: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return Exit.NOT_COPIED
 
 
 def main() -> NoReturn:

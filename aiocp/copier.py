@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from errno import EINVAL
 from time import perf_counter
 
-from aiocp import direct, engine
+from aiocp import direct, engine, stream
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination
-from aiocp.errors import fail, operation
+from aiocp.errors import Cancel, fail, look, operation
+from aiocp.linux import sync_filesystem
 from aiocp.source import Source, shrank
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -61,7 +62,12 @@ def copy_file(
     depth: int = DEFAULT_DEPTH,
     block_size: int = DEFAULT_BLOCK_SIZE,
     direct: direct.Direct = "auto",
+    sync: bool = True,
+    in_place: bool = False,
+    allow_changed: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
+    cancel: Cancel | None = None,
 ) -> CopyResult:
     """Copy a file and its mode; on return the copy is whole, in place and on the disk.
 
@@ -72,26 +78,36 @@ def copy_file(
         block_size: bytes per block, a multiple of 4096; memory is depth x block_size.
         direct: "auto" takes O_DIRECT where it is possible, "always" fails where it is not, "never"
             copies through the page cache.
+        sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
+        in_place: write into an existing file instead of replacing it by a new one.
+        allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
+            it grew by is not copied. A source that shrank is always an error.
+        force: write to a block device that is mounted or otherwise in use.
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
+        cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
 
     Raises:
         OSError: of the subclass that belongs to errno, with both file names; its strerror names the
-            operation. An existing destination is as it was unless the result would say `in_place`.
+            operation. An existing destination is as it was unless it was written in place.
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
+        Cancelled: `cancel` was set; what was there before still is.
         ValueError: depth or block_size out of range.
     """
     check_depth(depth)
     check_block_size(block_size)
     if direct not in ("auto", "always", "never"):
         raise ValueError(f"direct must be 'auto', 'always' or 'never', not {direct!r}")
+    copier = Copier(
+        depth, block_size, direct, sync, in_place, allow_changed, force, progress, cancel
+    )
     source, destination = os.fsencode(src), os.fsencode(dst)
     if os.path.isdir(destination):
         destination = os.path.join(destination, os.path.basename(source.rstrip(b"/")))
     names = os.fsdecode(source), os.fsdecode(destination)
     try:
-        return _copy(source, destination, names, depth, block_size, direct, progress)
+        return copier.copy(source, destination, names)
     except OSError as error:
         error.filename, error.filename2 = names
         raise
@@ -111,29 +127,37 @@ def check_block_size(block_size: int) -> None:
         )
 
 
+_DOING = {
+    engine.Step.READING: "read",
+    engine.Step.WRITING: "write",
+    engine.Step.SYNCING: "sync",
+}
+
+
 class _FileTransfer(engine.Transfer):
     """The blocks of one file, then what its source and destination want done before the sync."""
 
-    def __init__(self, source: Source, destination: Destination, how: direct.Direct) -> None:
+    def __init__(self, source: Source, destination: Destination, copier: "Copier") -> None:
         super().__init__()
-        self.source, self.destination, self.how = source, destination, how
+        self.source, self.destination, self.copier = source, destination, copier
         self.read_fd, self.write_fd = source.fd, destination.fd
         self.read_direct, self.write_direct = bool(source.alignment), bool(destination.alignment)
         self.alignment = max(source.alignment, destination.alignment, 1)
-        self.sync = engine.Sync.FDATASYNC if destination.seekable else engine.Sync.NONE
+        durable = copier.sync and destination.seekable
+        self.sync = engine.Sync.FDATASYNC if durable else engine.Sync.NONE
         self.size = 0
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)
 
     def undirect(self, step: engine.Step) -> None:
-        if self.how == "always":
+        if self.copier.direct == "always":
             raise fail(EINVAL, f"{_DOING[step]} with O_DIRECT")
         super().undirect(step)
         direct.switch_off(self.read_fd if step is engine.Step.READING else self.write_fd)
 
     def written(self) -> None:
-        self.source.check()
+        self.source.check(self.copier.allow_changed)
         self.destination.finish(self.size)
 
 
@@ -147,109 +171,130 @@ class _DirectorySync(engine.Transfer):
         self.write_fd = fd
 
 
-_DOING = {
-    engine.Step.READING: "read",
-    engine.Step.WRITING: "write",
-    engine.Step.SYNCING: "sync",
-}
+@dataclass(frozen=True, slots=True)
+class Copier:
+    """How to copy; `copy` does it."""
 
+    depth: int
+    block_size: int
+    direct: direct.Direct
+    sync: bool
+    in_place: bool
+    allow_changed: bool
+    force: bool
+    progress: Progress | None
+    cancel: Cancel | None
 
-def _raise(transfer: engine.Transfer) -> None:
-    """Raise what stopped a transfer, if anything did."""
-    if transfer.error is not None:
-        raise transfer.error
-    if transfer.failure is not None:
-        step, errno, offset = transfer.failure
-        if step is engine.Step.READING and errno == 0:
-            raise shrank(offset)
-        at = "" if step is engine.Step.SYNCING else f" at offset {offset}"
-        raise fail(errno, _DOING[step] + at)
+    def copy(self, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
+        """Copy one file; `names` are what the result calls the two."""
+        begun = perf_counter()
+        look(self.cancel)
+        with (
+            Source(src, self.direct, self.block_size) as source,
+            Destination(
+                dst,
+                source,
+                self.direct,
+                self.block_size,
+                in_place=self.in_place,
+                force=self.force,
+                cancel=self.cancel,
+            ) as destination,
+            Context(self.depth, self.block_size) as context,
+        ):
+            transfer = _FileTransfer(source, destination, self)
+            streamed = source.size is None or not destination.seekable
+            try:
+                self._fill(transfer, context)
+            except OSError as error:
+                if destination.in_place and transfer.bytes_written:
+                    error.strerror = f"{error.strerror}; written in place, it is incomplete now"
+                raise
+            destination.commit()
+            self._sync_directory(context, destination)
+            destination.close()
+            source.close()
+        elapsed = perf_counter() - begun
+        return CopyResult(
+            source=names[0],
+            destination=names[1],
+            size=transfer.size,
+            bytes_read=transfer.bytes_read,
+            bytes_written=transfer.bytes_written,
+            method=_method(transfer, context, streamed),
+            depth=context.depth,
+            peak_in_flight=context.peak_in_flight,
+            block_size=self.block_size,
+            direct_read=transfer.read_direct and not streamed,
+            direct_write=transfer.write_direct and not streamed,
+            in_place=destination.in_place,
+            synced=transfer.synced,
+            elapsed=elapsed,
+            rate=transfer.size / elapsed,
+            notes=tuple(_notes(transfer, context, streamed)),
+        )
 
-
-def _copy(
-    src: bytes,
-    dst: bytes,
-    names: tuple[str, str],
-    depth: int,
-    block_size: int,
-    how: direct.Direct,
-    progress: Progress | None,
-) -> CopyResult:
-    begun = perf_counter()
-    with (
-        Source(src, how, block_size) as source,
-        Destination(dst, source, how, block_size) as destination,
-        Context(depth, block_size) as context,
-    ):
-        transfer = _FileTransfer(source, destination, how)
-        streamed = source.size is None or not destination.seekable
+    def _fill(self, transfer: _FileTransfer, context: Context) -> None:
+        """Copy all bytes, give the file its size and mode, and sync it."""
+        source, destination = transfer.source, transfer.destination
         if source.size is None or not destination.seekable:
-            if how == "always":
-                raise fail(EINVAL, "O_DIRECT on a stream")
-            direct.switch_off(source.fd)
-            direct.switch_off(destination.fd)
-            transfer.size = _stream(source, destination, context, progress)
-            transfer.bytes_read = transfer.bytes_written = transfer.size
+            self._stream(transfer, context)
         else:
+            destination.size(source.size)
             transfer.size = source.size
             transfer.extents = [(0, source.size)]
-            destination.size(source.size)
-        _run(context, transfer, progress)
-        destination.commit()
-        if transfer.synced and not destination.in_place:
-            _run(context, _DirectorySync(destination.directory.fileno()), None)
-        destination.close()
-        source.close()
-    elapsed = perf_counter() - begun
-    return CopyResult(
-        source=names[0],
-        destination=names[1],
-        size=transfer.size,
-        bytes_read=transfer.bytes_read,
-        bytes_written=transfer.bytes_written,
-        method=_method(transfer, context, streamed),
-        depth=context.depth,
-        peak_in_flight=context.peak_in_flight,
-        block_size=block_size,
-        direct_read=transfer.read_direct and not streamed,
-        direct_write=transfer.write_direct and not streamed,
-        in_place=destination.in_place,
-        synced=transfer.synced,
-        elapsed=elapsed,
-        rate=transfer.size / elapsed,
-        notes=tuple(_notes(transfer, context, streamed)),
-    )
+        self._run(context, transfer)
+
+    def _run(self, context: Context, transfer: engine.Transfer) -> None:
+        """Drive one transfer to its end; raise what stopped it."""
+        total = sum(length for _, length in transfer.extents)
+        reported = 0
+        for _ in engine.Engine(context, [transfer]).run():
+            look(self.cancel)
+            if self.progress is not None and transfer.bytes_written != reported:
+                reported = transfer.bytes_written
+                self.progress(reported, total)
+        if transfer.error is not None:
+            raise transfer.error
+        if transfer.failure is not None:
+            raise _error(transfer.failure)
+
+    def _stream(self, transfer: _FileTransfer, context: Context) -> None:
+        """Copy what can only be read, or written, from its beginning to its end."""
+        if self.direct == "always":
+            raise fail(EINVAL, "O_DIRECT on a stream")
+        if transfer.read_direct:
+            direct.switch_off(transfer.read_fd)
+        if transfer.write_direct:
+            direct.switch_off(transfer.write_fd)
+        total = transfer.source.size or 0
+        block = context.buffer(0)
+        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel):
+            transfer.size = transfer.bytes_read = transfer.bytes_written = done
+            if self.progress is not None:
+                self.progress(done, total)
+
+    def _sync_directory(self, context: Context, destination: Destination) -> None:
+        """Have the new name on the disk."""
+        if not self.sync or destination.in_place:
+            return
+        try:
+            if destination.directory_readable:
+                self._run(context, _DirectorySync(destination.directory.fileno()))
+            else:
+                with operation("sync"):
+                    sync_filesystem(destination.fd)
+        except OSError as error:
+            error.strerror = f"copied, but its name is not durable: {error.strerror}"
+            raise
 
 
-def _run(context: Context, transfer: engine.Transfer, progress: Progress | None) -> None:
-    """Drive one transfer to its end; raise what stopped it."""
-    total = sum(length for _, length in transfer.extents)
-    reported = -1
-    for _ in engine.Engine(context, [transfer]).run():
-        if progress is not None and transfer.bytes_written != reported:
-            reported = transfer.bytes_written
-            progress(reported, total)
-    _raise(transfer)
-
-
-def _stream(
-    source: Source, destination: Destination, context: Context, progress: Progress | None
-) -> int:
-    """Read to the end and write with plain system calls; return the bytes copied."""
-    block = context.buffer(0)
-    done = 0
-    while True:
-        with operation(f"read at offset {done}"):
-            count = os.readv(source.fd, [block])
-        if not count:
-            return done
-        written = 0
-        while written < count:
-            with operation(f"write at offset {done + written}"):
-                written += os.write(destination.fd, block[written:count])
-        done += count
-        if progress is not None:
-            progress(done, source.size or 0)
+def _error(failure: engine.Failure) -> OSError:
+    step, errno, offset = failure
+    if step is engine.Step.READING and errno == 0:
+        return shrank()
+    at = "" if step is engine.Step.SYNCING else f" at offset {offset}"
+    return fail(errno, _DOING[step] + at)
 
 
 def _method(transfer: _FileTransfer, context: Context, streamed: bool) -> str:
@@ -262,7 +307,7 @@ def _method(transfer: _FileTransfer, context: Context, streamed: bool) -> str:
 
 def _notes(transfer: _FileTransfer, context: Context, streamed: bool) -> Iterator[str]:
     yield from context.notes
-    if transfer.how == "auto" and not streamed:
+    if transfer.copier.direct == "auto" and not streamed:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"
         if not transfer.write_direct:

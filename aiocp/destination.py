@@ -9,18 +9,20 @@ import os
 import secrets
 import stat
 from errno import (
+    EBUSY,
     EEXIST,
     EINVAL,
     EISDIR,
     ELOOP,
     ENOENT,
+    ENOSPC,
     ENOTDIR,
     EOPNOTSUPP,
 )
 from typing import Self
 
-from aiocp import direct, metadata
-from aiocp.errors import fail, operation
+from aiocp import direct, metadata, stream
+from aiocp.errors import Cancel, fail, operation
 from aiocp.linux import File, allocate
 from aiocp.source import Source
 
@@ -35,18 +37,33 @@ class Destination:
     writes, `seekable` False for what only takes a stream.
     """
 
-    def __init__(self, path: bytes, source: Source, how: direct.Direct, block_size: int) -> None:
+    def __init__(
+        self,
+        path: bytes,
+        source: Source,
+        how: direct.Direct,
+        block_size: int,
+        *,
+        in_place: bool = False,
+        force: bool = False,
+        cancel: Cancel | None = None,
+    ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
 
-        Raises OSError, the operation in its text; `shutil.SameFileError`.
+        `in_place` asks for an existing file to be written under its name; `force` for a block
+        device to be written although it is in use; `cancel` ends the wait for a FIFO's reader.
+
+        Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
+        in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
         """
         self.file = self._old = self.directory = File()
-        self.in_place = False
+        self.in_place = in_place
+        self._force, self._cancel = force, cancel
         try:
             with operation("open destination"):
                 self.path = _resolve(path)
                 head, self.name = os.path.split(self.path)
-                self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
+                self.directory, self.directory_readable = _open_directory(head or b".")
                 existing = self._look()
             if existing and os.path.samestat(existing, source.stat):
                 raise _same_file()
@@ -71,26 +88,39 @@ class Destination:
         except FileNotFoundError:
             return None
         if stat.S_ISLNK(seen.st_mode):  # planted since it was resolved
-            raise fail(ELOOP, "look")
+            raise fail(ELOOP, "open destination")
         if stat.S_ISDIR(seen.st_mode):
-            raise fail(EISDIR, "look")
+            raise fail(EISDIR, "open destination")
         return seen
 
     def _open(self, existing: os.stat_result | None, source: Source) -> None:
         if existing is None:
+            self.in_place = False
             self.file = self._create()
             self._mode = metadata.new_mode(source.stat, self.directory.fileno())
-        elif not stat.S_ISREG(existing.st_mode) or existing.st_nlink > 1:
-            self.file = self._open_existing(existing)
-            self.in_place = True
-        else:
+        elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
             self._open_replacement(existing)
+        else:
+            self.in_place = True
+            self.file = self._open_existing(existing)
+            if stat.S_ISBLK(existing.st_mode):
+                _check_size(self.fd, source)
 
     def _open_existing(self, existing: os.stat_result) -> File:
-        flags = os.O_WRONLY
+        directory = self.directory.fileno()
         if stat.S_ISREG(existing.st_mode):
-            flags |= os.O_NOFOLLOW | os.O_NONBLOCK
-        file = File.open(self.name, flags, dir_fd=self.directory.fileno())
+            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            file = File.open(self.name, flags, dir_fd=directory)
+        elif stat.S_ISBLK(existing.st_mode):  # O_EXCL: EBUSY for one that is mounted or claimed
+            flags = os.O_WRONLY | (0 if self._force else os.O_EXCL)
+            try:
+                file = File.open(self.name, flags, dir_fd=directory)
+            except OSError as error:
+                if error.errno == EBUSY:
+                    raise fail(EBUSY, "mounted or in use, and not forced") from error
+                raise
+        else:
+            file = stream.open_writer(self.name, directory, self._cancel)
         if not os.path.samestat(os.fstat(file.fileno()), existing):
             raise fail(EEXIST, "replaced while being opened")
         return file
@@ -156,6 +186,8 @@ class Destination:
     def commit(self) -> None:
         """Put the finished file under its name."""
         directory = self.directory.fileno()
+        with operation("close"):
+            self.file.flush()
         if self.in_place:
             return
         if self.replaces:
@@ -193,12 +225,28 @@ class Destination:
 def _resolve(path: bytes) -> bytes:
     """The path behind a symbolic link; a dangling one is refused as cp refuses it."""
     if path.endswith(b"/"):
-        raise fail(ENOTDIR, "look")
+        raise fail(ENOTDIR, "open destination")
     if not os.path.islink(path):
         return path
     if not os.path.exists(path):
         raise fail(ENOENT, "not writing through dangling symbolic link")
     return os.path.realpath(path)
+
+
+def _open_directory(path: bytes) -> tuple[File, bool]:
+    """Open a directory, and tell whether it can be synced: one that we may not read cannot."""
+    try:
+        return File.open(path, os.O_RDONLY | os.O_DIRECTORY), True
+    except PermissionError:
+        return File.open(path, os.O_PATH | os.O_DIRECTORY), False
+
+
+def _check_size(device: int, source: Source) -> None:
+    """Refuse a device that is smaller than what is to be copied to it."""
+    size = os.lseek(device, 0, os.SEEK_END)
+    os.lseek(device, 0, os.SEEK_SET)
+    if source.size is not None and size < source.size:
+        raise fail(ENOSPC, f"device has {size} bytes, source {source.size}")
 
 
 def _same_file() -> OSError:

@@ -2,6 +2,7 @@
 
 import os
 from types import TracebackType
+from typing import Protocol
 
 
 class SourceChanged(OSError):
@@ -12,13 +13,30 @@ class Cancelled(Exception):
     """The copy was stopped through `cancel`; nothing of it is left."""
 
 
+class Cancel(Protocol):
+    """What stops a copy: a `threading.Event`, or anything else that can be asked."""
+
+    def is_set(self) -> bool: ...
+
+
+def look(cancel: Cancel | None) -> None:
+    """Raise `Cancelled` if the copy is to stop."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled
+
+
 def fail(errno: int, operation: str) -> OSError:
     """An OSError, of the subclass that belongs to `errno`, whose text names the operation."""
-    return OSError(errno, f"{operation}: {os.strerror(errno)}")
+    error = OSError(errno, f"{operation}: {os.strerror(errno)}")
+    error.operation = operation  # type: ignore[attr-defined]
+    return error
 
 
 class operation:  # noqa: N801 - reads as a statement
-    """`with operation("open source"):` puts these words in front of an OSError's reason."""
+    """`with operation("open source"):` puts these words in front of an OSError's reason.
+
+    An error that names its operation already keeps it.
+    """
 
     __slots__ = ("_words",)
 
@@ -31,5 +49,5 @@ class operation:  # noqa: N801 - reads as a statement
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno and not hasattr(error, "operation"):
             raise fail(error.errno, self._words) from error

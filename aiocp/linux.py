@@ -53,6 +53,10 @@ class File:
         """Whether a temporary name exists for the file."""
         return bool(self._file.named)
 
+    def flush(self) -> None:
+        """Raise now what `close` would raise, with the file still open and without its name."""
+        _check(lib.file_flush(self._file))
+
     def link(self, name: bytes, *, dir_fd: int) -> None:
         """Give the file its name. Raises FileExistsError where the name is taken."""
         _check(lib.file_link(self._file, dir_fd, name))
@@ -85,6 +89,12 @@ def allocate(fd: int, length: int) -> None:
     while (result := lib.file_allocate(fd, 0, 0, length)) == -_EINTR:
         pass
     _check(result)
+
+
+def sync_filesystem(fd: int) -> None:
+    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT."""
+    if lib.syncfs(fd) < 0:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 
 def direct_alignment(fd: int) -> int | None:

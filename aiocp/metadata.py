@@ -20,7 +20,8 @@ def new_mode(source: os.stat_result, directory_fd: int) -> int:
 def creation_mask(directory_fd: int) -> int:
     """The bits a new file in this directory is denied: by its default ACL, else by the umask."""
     try:
-        acl = os.getxattr(directory_fd, _DEFAULT_ACL)
+        # by path, because the descriptor is O_PATH for a directory that we may not read
+        acl = os.getxattr(f"/proc/self/fd/{directory_fd}", _DEFAULT_ACL)
     except OSError as error:
         if error.errno not in _NO_XATTRS:
             raise

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from errno import EISDIR, ESTALE
+from errno import EISDIR, ELOOP, ESTALE
 from typing import Self
 
 from aiocp import direct
@@ -28,7 +28,7 @@ class Source:
         with operation("open source"):
             seen = os.stat(path)
             if stat.S_ISDIR(seen.st_mode):
-                raise fail(EISDIR, "look")
+                raise fail(EISDIR, "open source")
             self.file = _open(path, seen)
         try:
             self.stat = os.fstat(self.fd)
@@ -36,7 +36,9 @@ class Source:
                 raise SourceChanged(ESTALE, "source was replaced while being opened")
             self.size = self._size()
             with operation("open source"):
-                self.alignment = direct.switch_on(self.fd, how, block_size) if self.size else 0
+                self.alignment = direct.switch_on(self.fd, how, block_size)
+            if self.size is None:
+                self.alignment = 0
         except BaseException:
             self.close()
             raise
@@ -50,14 +52,17 @@ class Source:
             return os.lseek(self.fd, 0, os.SEEK_END)
         return self.stat.st_size or None if stat.S_ISREG(self.stat.st_mode) else None
 
-    def check(self) -> None:
-        """Raise `SourceChanged` unless size, mtime and ctime are those of the open."""
+    def check(self, allow_changed: bool) -> None:
+        """Raise `SourceChanged` unless size, mtime and ctime are those of the open.
+
+        With `allow_changed` only if it is smaller.
+        """
         now, then = os.fstat(self.fd), self.stat
         if not stat.S_ISREG(then.st_mode) or self.size is None:
             return
         if now.st_size < then.st_size:
-            raise shrank(now.st_size)
-        if (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
+            raise shrank()
+        if not allow_changed and (now.st_size, now.st_mtime_ns, now.st_ctime_ns) != (
             then.st_size,
             then.st_mtime_ns,
             then.st_ctime_ns,
@@ -75,17 +80,22 @@ class Source:
         self.close()
 
 
-def shrank(at: int) -> SourceChanged:
-    """The error for a source that ended at byte `at`, before the size it had when opened."""
-    return SourceChanged(ESTALE, f"source shrank while being copied, to {at} bytes")
+def shrank() -> SourceChanged:
+    """The error for a source that ended before the size it had when opened."""
+    return SourceChanged(ESTALE, "source shrank while being copied")
 
 
 def _open(path: bytes, seen: os.stat_result) -> File:
     """Open what was seen; a link or a FIFO that takes the name meanwhile is not followed into."""
-    if not stat.S_ISREG(seen.st_mode):
-        return File.open(path, os.O_RDONLY)
-    real = os.path.realpath(path)
-    try:
-        return File.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:  # /proc/self/fd/N of a deleted file has no path to resolve to
+    if not stat.S_ISREG(seen.st_mode):  # a FIFO without a writer is waited for when it is read
         return File.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_NONBLOCK
+    try:
+        return File.open(path, flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno != ELOOP:
+            raise
+    try:
+        return File.open(os.path.realpath(path), flags | os.O_NOFOLLOW)
+    except FileNotFoundError:  # /proc/self/fd/N of a deleted file has no path to resolve to
+        return File.open(path, flags)

@@ -20,7 +20,7 @@ LAYERS = [
     {"copier"},
     {"destination"},
     {"source", "metadata", "context"},
-    {"engine", "direct"},
+    {"engine", "direct", "stream"},
     {"libaio", "linux", "errors"},
     {"_libaio", "_linux"},
 ]
