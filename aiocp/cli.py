@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from enum import IntEnum
 from functools import partial
@@ -254,5 +255,12 @@ def run(arguments: list[str]) -> int:
 
 
 def main() -> NoReturn:
-    """The entry point of the `aiocp` command."""
-    sys.exit(run(sys.argv[1:]))
+    """The entry point of the `aiocp` command.
+
+    Leaves without taking the interpreter down, which would take another 45 ms.
+    """
+    status = run(sys.argv[1:])
+    with suppress(OSError):  # standard output was flushed, and its error reported, by `run`
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
