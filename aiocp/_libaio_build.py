@@ -197,8 +197,7 @@ ffibuilder.set_source(
         if (!enter(c))
             return -EINVAL;
         r = io_submit(c->ctx, nr, ios);
-        if (r > 0)
-            *taken = r;
+        *taken = r > 0 ? r : 0;
         return leave(c, r);
     }
 

@@ -10,7 +10,7 @@ from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from typing import Self
 
 from aiocp.errors import operation
-from aiocp.libaio import Slots
+from aiocp.slots import Slots
 
 MAX_DEPTH = 65_536
 

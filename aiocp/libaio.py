@@ -29,9 +29,11 @@ in flight, before its buffers go. An iocb in flight cannot be changed, prepared 
 process (`RuntimeError`). Buffers stay exported, so a bytearray cannot be resized (`BufferError`),
 from the prep until the event is reaped or the iocb prepared again.
 
-Several threads may use one context, and signal handlers follow PEP 475. None of it needs a lock.
-CPython runs signal handlers and other threads only at calls, at function entry and at the end of a
-loop's turn, so lines below that have none of these are one step; the comments say which.
+Several threads may use one context, and signal handlers follow PEP 475. None of it needs a lock,
+which an exception in a handler could leave held. CPython runs handlers and other threads only at
+calls, on entering a function, at the end of a loop's turn and, through the garbage collector, when
+it allocates a container or frees an object. Lines that do none of this are one step: the comments
+say which.
 """
 
 from __future__ import annotations
@@ -43,7 +45,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from errno import EAGAIN, EBUSY, EINTR, EINVAL
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from aiocp._libaio import ffi, lib
@@ -52,6 +53,20 @@ if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike, ReadableBuffer, WriteableBuffer
 
     Callback = Callable[["Context", "Iocb", int, int], object]
+
+# cffi builds types on first use and aborts when threads do that at the same time: do it now.
+for _name in dir(lib):
+    getattr(lib, _name)
+for _name in (
+    "aiocp_batch",
+    "aiocp_context",
+    "io_event",
+    "io_iocb_common",
+    "iocb",
+    "iovec",
+    "timespec",
+):
+    _fields = ffi.typeof(f"struct {_name}").fields
 
 __all__ = [
     "IOCB_FLAG_IOPRIO",
@@ -165,25 +180,27 @@ class Event(NamedTuple):
 class _Memory:
     """Buffers kept in place for the kernel, flat (`buf` one object) or vectored (a tuple).
 
-    `lent` holds the buffers' exports and the iovecs. Whoever may let the kernel touch them keeps a
-    reference to it, so nothing is ever freed by a decision, only by the last reference. It is None
-    when the event was reaped.
+    `lent` holds what the kernel may touch, first what an iocb points to, then the buffers' exports.
+    Whoever may let the kernel touch it keeps a reference, so nothing is ever freed by a decision,
+    only by the last reference. It is None when the event was reaped.
     """
 
-    __slots__ = ("address", "buf", "lent", "limit", "vectored")
+    __slots__ = ("buf", "lent", "limit")
 
-    def __init__(self, buf: Any, writable: bool) -> None:
-        self.buf = buf
-        self.vectored = isinstance(buf, tuple)
-        buffers = buf if self.vectored else () if buf is None else (buf,)
+    def __init__(self, opcode: int, buf: Any) -> None:
+        vectored = isinstance(buf, tuple)
+        if buf is not None and opcode in (_FLAT if vectored else _VECTORED):
+            raise TypeError(f"opcode {opcode} takes {'one buffer' if vectored else 'a tuple'}")
+        buffers = buf if vectored else () if buf is None else (buf,)
+        writable = opcode in _READS
         exports = [ffi.from_buffer(buffer, require_writable=writable) for buffer in buffers]
-        if self.vectored:
-            self.address = ffi.new("struct iovec[]", [(export, len(export)) for export in exports])
+        target = exports[0] if exports else ffi.NULL
+        self.limit = len(exports[0]) if exports else 0
+        if vectored:
+            target = ffi.new("struct iovec[]", [(export, len(export)) for export in exports])
             self.limit = len(exports)
-        else:
-            self.address = exports[0] if exports else ffi.NULL
-            self.limit = len(exports[0]) if exports else 0
-        self.lent: Any = (exports, self.address)
+        self.buf = buf
+        self.lent: Any = (target, exports)
 
 
 def _field(name: str, doc: str, *, common: bool = False) -> property:
@@ -213,10 +230,10 @@ class Iocb:
 
     # `_prepared` is replaced, never changed in what leads to memory: whoever has taken both parts
     # in one step can hand them to the kernel, whatever other threads do to the iocb.
-    __slots__ = ("__weakref__", "_data", "_prepared", "_submitted")
+    __slots__ = ("__weakref__", "_data", "_ledger", "_prepared")
 
     _prepared: tuple[Any, _Memory]  # the struct iocb, the memory it points to
-    _submitted: dict[Any, _Submission]  # where `_prepared` is in flight if it is
+    _ledger: _Ledger  # that of the context it was last submitted to
 
     key = _field("key", "Set by the kernel, to check `io_cancel`.")
     aio_rw_flags = _field("aio_rw_flags", "`RWF_*` flags.")
@@ -227,35 +244,36 @@ class Iocb:
     resfd = _field("resfd", "The eventfd, with `IOCB_FLAG_RESFD` in `flags`.", common=True)
 
     def __init__(self) -> None:
-        self._submitted = {}
-        self._install(ffi.new("struct iocb *"), _Memory(None, writable=False))
-
-    def _install(self, c: Any, memory: _Memory) -> None:
-        self._prepared = (c, memory)
+        self._ledger = _NOWHERE
+        self._prepared = (ffi.new("struct iocb *"), _Memory(IO_CMD_NOOP, None))
         self._data: Any = None
 
     def _check_idle(self) -> None:
-        if self._prepared[0] in self._submitted:
-            raise ValueError("this iocb is in flight")
+        c, submitted = self._prepared[0], self._ledger.submitted
+        if c in submitted:  # from here on one step
+            submission = submitted[c]
+            if submission.place < submission.taken[0]:
+                raise ValueError("this iocb is in flight")
+            del submitted[c]  # an interrupted io_submit has left it
 
     def _change(self, opcode: int, buf: Any, nbytes: int) -> None:
         """Take what leads the kernel to memory, if that lets it reach only the held buffers."""
         self._check_idle()
-        c = ffi.new("struct iocb *", self._prepared[0][0])
-        common = lib.iocb_common(c)
         try:
-            memory = _Memory(buf, writable=opcode in _READS)
+            memory = _Memory(opcode, buf)
         except (TypeError, BufferError) as error:
             raise ValueError(f"opcode {opcode} cannot use this buffer: {error}") from error
-        if buf is not None and opcode in (_FLAT if memory.vectored else _VECTORED):
-            raise ValueError(
-                f"opcode {opcode} takes {'one buffer' if memory.vectored else 'a tuple'}"
-            )
         if not 0 <= nbytes <= memory.limit:
             raise ValueError(f"nbytes {nbytes} is not within 0 to {memory.limit}")
+        c = ffi.new("struct iocb *", self._prepared[0][0])
         c.aio_lio_opcode = opcode
-        if opcode != IO_CMD_POLL:  # whose mask is in the place of buf
-            common.buf = memory.address
+        self._point(c, memory, nbytes)
+
+    def _point(self, c: Any, memory: _Memory, nbytes: int) -> None:
+        """Point a new struct iocb to its memory and make it this iocb's."""
+        common = lib.iocb_common(c)
+        if c.aio_lio_opcode != IO_CMD_POLL:  # which has its mask in the place of buf
+            common.buf = memory.lent[0]
         common.nbytes = nbytes
         self._prepared = (c, memory)
 
@@ -310,6 +328,23 @@ class _Submission(NamedTuple):
     memory: _Memory
     lent: Any
     data: Any
+    place: int  # in the io_submit; in flight if among those taken
+    taken: Any  # how many were, `_UNKNOWN` until known
+
+
+class _Ledger:
+    """What a context keeps from one call to the next."""
+
+    __slots__ = ("batches", "reaped", "submitted")
+
+    def __init__(self) -> None:
+        self.submitted: dict[Any, _Submission] = {}  # what the kernel may touch, by the iocb
+        self.batches: dict[Any, None] = {}  # what it hands back in raw events
+        self.reaped: list[Event] = []  # what the next call gives
+
+
+_NOWHERE = _Ledger()
+_UNKNOWN = (1 << 31) - 1
 
 
 class Context:
@@ -323,9 +358,7 @@ class Context:
     ring_entries: int | None
 
     _c: Any = None
-    _submitted: dict[Any, _Submission]  # what the kernel may touch, by the struct iocb
-    _batches: dict[Any, None]  # what it hands back in raw events, batch by batch
-    _reaped: list[Event]  # what the next call gives
+    _ledger: _Ledger
 
     def __new__(cls, maxevents: int) -> Self:
         # From here on the context is destroyed, whatever is raised.
@@ -337,9 +370,7 @@ class Context:
         self._c = c
         self.maxevents = maxevents
         self.ring_entries = int(lib.ring_entries(c.ctx)) or None
-        self._submitted = {}
-        self._batches = {}
-        self._reaped = []
+        self._ledger = _Ledger()
         if self.ring_entries is not None and self.ring_entries < maxevents:
             io_destroy(self)
             raise OSError(
@@ -373,6 +404,7 @@ class Context:
             _warn(f"context not destroyed: {self!r}", ResourceWarning, source=self)
         finally:
             _destroy(self._c)
+            self._ledger.submitted = {}  # the iocbs that are still there are idle
 
     def _usable(self) -> Any:
         """The C struct, if the context is this process's and not destroyed."""
@@ -391,38 +423,35 @@ class Context:
         return _check(result)
 
     def _reap(self, min_nr: int, nr: int, timeout: Any, sigmask: Any) -> int:
-        """Reap from the kernel into `_reaped`; libaio's answer."""
+        """Reap from the kernel into the ledger; libaio's answer."""
         c = self._usable()
         batch = ffi.new("struct aiocp_batch *", {"n": -1, "events": nr})
-        self._batches[batch] = None  # before the kernel fills it
+        self._ledger.batches[batch] = None  # before the kernel fills it
         result: int = lib.context_getevents(c, min_nr, nr, batch, timeout, sigmask)
         self._collect()
         return result
 
     def _collect(self) -> None:
-        """Turn raw events into `_reaped` ones: this call's and what interrupted ones have left."""
-        reaped, submitted = self._reaped, self._submitted
-        for batch in list(self._batches):
-            while (done := batch.done) < batch.n:
+        """Turn raw events into reaped ones: this call's and what interrupted ones have left."""
+        ledger = self._ledger
+        submitted, batches, reaped = ledger.submitted, ledger.batches, ledger.reaped
+        for batch in list(batches):
+            n = batch.n  # once: C sets it, whatever thread runs here; -1 until then
+            while True:
+                done = batch.done  # to the next call one step
+                if done >= n:
+                    break
+                obj = batch.events[done].obj
+                submission = submitted[obj]
                 raw = batch.events[done]
-                obj = raw.obj
-                iocb, memory, _, data = submitted[obj]  # one step from `done` on
-                event = Event(data, iocb, raw.res, raw.res2)
-                if batch.done == done < batch.n:  # one step: still ours to do, and done
+                event = [Event(submission.data, submission.iocb, raw.res, raw.res2)]
+                if batch.done == done:  # nobody else has done it; from here on one step
                     del submitted[obj]
-                    memory.lent = None
-                    reaped += [event]
+                    submission.memory.lent = None
+                    reaped += event
                     batch.done = done + 1
-            if batch.n >= 0:  # its call has returned
-                self._batches.pop(batch, None)
-
-    def _forget(self) -> None:
-        """Let go of everything: the kernel has."""
-        for batch in list(self._batches):
-            batch.n = 0
-        self._batches.clear()
-        self._submitted.clear()
-        self._reaped.clear()
+            if n >= 0:
+                batches.pop(batch, None)
 
 
 def io_setup(maxevents: int) -> Context:
@@ -445,12 +474,15 @@ def io_destroy(ctx: Context) -> None:
     Takes some 30 ms even when idle. Events that were not fetched are gone; every iocb is idle.
     Raises `RuntimeError` while another thread is inside a call on the context.
     """
-    c = ctx._usable()
+    c, ledger = ctx._usable(), ctx._ledger
     try:
         result = lib.context_destroy(c)
     finally:
-        if not c.ctx:
-            ctx._forget()
+        if not c.ctx:  # the kernel has let go
+            new: Any = ({}, {}, [])
+            old = (ledger.submitted, ledger.batches, ledger.reaped)  # so the next frees nothing
+            ledger.submitted, ledger.batches, ledger.reaped = new  # one step
+            del old
     if result == -EBUSY:
         raise RuntimeError("another thread is inside a call on this context")
     _check(result)
@@ -469,29 +501,32 @@ def io_submit(ctx: Context, iocbs: Iterable[Iocb]) -> int:
     descriptor or the wrong mode), EINVAL (an opcode, flag, offset or file that AIO does not do).
     Raises `ValueError` for an iocb that is in flight or comes twice.
     """
-    c = ctx._usable()
+    c, submitted = ctx._usable(), ctx._ledger.submitted
     submissions: dict[Any, _Submission] = {}
-    for iocb in iocbs:
+    taken = ffi.new("int *", _UNKNOWN)  # set in C, so known whatever is raised on return
+    for place, iocb in enumerate(iocbs):
         iocb._check_idle()
-        if iocb._prepared[1].lent is None:
-            iocb.buf = iocb.buf
         struct, memory = iocb._prepared
+        while (lent := memory.lent) is None:  # reaped: take the buffers anew
+            iocb.buf = iocb.buf
+            struct, memory = iocb._prepared
         if struct in submissions:
             raise ValueError("an iocb comes twice")
-        submissions[struct] = _Submission(iocb, memory, memory.lent, iocb.data)
+        submissions[struct] = _Submission(iocb, memory, lent, iocb.data, place, taken)
     ios = ffi.new("struct iocb *[]", list(submissions))
-    taken = ffi.new("int *")  # set in C, so known whatever is raised on return
     try:
-        # Registered before the call, because another thread may reap before it returns.
+        # Entered before the call, because another thread may reap before it returns.
         for struct, submission in submissions.items():
-            if ctx._submitted.setdefault(struct, submission) is not submission:
+            if submitted.setdefault(struct, submission) is not submission:
                 raise ValueError("this iocb is in flight")
-            submission.iocb._submitted = ctx._submitted
+            submission.iocb._ledger = ctx._ledger
         result = lib.context_submit(c, len(submissions), ios, taken)
     finally:
+        if taken[0] == _UNKNOWN:  # the call was not made
+            taken[0] = 0
         for struct, submission in list(submissions.items())[taken[0] :]:
-            if ctx._submitted.get(struct) is submission:
-                del ctx._submitted[struct]
+            if struct in submitted and submitted[struct] is submission:  # one step
+                del submitted[struct]
     return ctx._check(result)
 
 
@@ -524,8 +559,9 @@ def _getevents(
 ) -> list[Event]:
     if not 0 <= min_nr <= nr:
         _check(-EINVAL)
-    reaped = ctx._reaped
+    reaped = ctx._ledger.reaped
     deadline = None if timeout is None else time.monotonic_ns() + _nanoseconds(timeout)
+    ctx._collect()  # before waiting for what an interrupted call may have left
     while True:
         left = ffi.NULL
         if deadline is not None:
@@ -535,11 +571,15 @@ def _getevents(
         if result != -EINTR:
             ctx._check(result)
         expired = deadline is not None and time.monotonic_ns() >= deadline
-        if expired or len(reaped) >= min_nr:
-            # To the end one step: what is taken is returned.
-            events = reaped[:nr]
-            del reaped[:nr]
-            return events
+        events = [*reaped]
+        del events[nr:]
+        head = slice(len(events))
+        if expired or len(events) >= min_nr:
+            if not events:
+                return events
+            if reaped and reaped[0] is events[0]:  # no other thread has; one step to the end
+                del reaped[head]
+                return events
 
 
 def io_cancel(ctx: Context, iocb: Iocb) -> None:
@@ -559,8 +599,9 @@ def io_queue_run(ctx: Context) -> int:
     """
     # Not libaio's own, which calls C functions and could not stop at an exception.
     ctx._usable()
-    reaped, count = ctx._reaped, 0
+    count = 0
     while True:
+        reaped = ctx._ledger.reaped
         if not reaped:
             result = ctx._reap(0, 1, _timespec(0), ffi.NULL)
             if result != -EINTR:
@@ -571,7 +612,7 @@ def io_queue_run(ctx: Context) -> int:
         callback = event.data
         if not callable(callback):
             raise TypeError(f"the data of this event is no callback: {callback!r}")
-        if reaped and reaped[0] is event:  # one step to the callback: still there, and taken
+        if reaped and reaped[0] is event:  # no other thread has; one step to the callback
             del reaped[0]
             callback(ctx, event.obj, event.res, event.res2)
             count += 1
@@ -583,40 +624,40 @@ def io_prep_pread(iocb: Iocb, fd: FileDescriptorLike, buffer: WriteableBuffer, o
     `buffer` is any writable contiguous one (else `TypeError` or `BufferError`), not copied. With
     O_DIRECT its address, its length and `offset` have to be aligned, or the event says -EINVAL.
     """
-    _prep(iocb, lib.io_prep_pread, fd, buffer, offset)
+    _prep_buffer(iocb, lib.io_prep_pread, fd, buffer, offset)
 
 
 def io_prep_pwrite(iocb: Iocb, fd: FileDescriptorLike, buffer: ReadableBuffer, offset: int) -> None:
     """Prepare to write `buffer` at byte `offset` (pwrite(2)); see `io_prep_pread`."""
-    _prep(iocb, lib.io_prep_pwrite, fd, buffer, offset)
+    _prep_buffer(iocb, lib.io_prep_pwrite, fd, buffer, offset)
 
 
 def io_prep_preadv(
     iocb: Iocb, fd: FileDescriptorLike, buffers: Iterable[WriteableBuffer], offset: int
 ) -> None:
     """Prepare to read into one buffer after the other (preadv(2)), at most 1024 of them."""
-    _prep(iocb, lib.io_prep_preadv, fd, tuple(buffers), offset)
+    _prep_buffer(iocb, lib.io_prep_preadv, fd, tuple(buffers), offset)
 
 
 def io_prep_pwritev(
     iocb: Iocb, fd: FileDescriptorLike, buffers: Iterable[ReadableBuffer], offset: int
 ) -> None:
     """Prepare to write one buffer after the other (pwritev(2)), at most 1024 of them."""
-    _prep(iocb, lib.io_prep_pwritev, fd, tuple(buffers), offset)
+    _prep_buffer(iocb, lib.io_prep_pwritev, fd, tuple(buffers), offset)
 
 
 def io_prep_preadv2(
     iocb: Iocb, fd: FileDescriptorLike, buffers: Iterable[WriteableBuffer], offset: int, flags: int
 ) -> None:
     """Prepare as `io_prep_preadv` does, with `RWF_*` flags (preadv2(2))."""
-    _prep(iocb, lib.io_prep_preadv2, fd, tuple(buffers), offset, flags)
+    _prep_buffer(iocb, lib.io_prep_preadv2, fd, tuple(buffers), offset, flags)
 
 
 def io_prep_pwritev2(
     iocb: Iocb, fd: FileDescriptorLike, buffers: Iterable[ReadableBuffer], offset: int, flags: int
 ) -> None:
     """Prepare as `io_prep_pwritev` does, with `RWF_*` flags (pwritev2(2))."""
-    _prep(iocb, lib.io_prep_pwritev2, fd, tuple(buffers), offset, flags)
+    _prep_buffer(iocb, lib.io_prep_pwritev2, fd, tuple(buffers), offset, flags)
 
 
 def io_prep_poll(iocb: Iocb, fd: FileDescriptorLike, events: int) -> None:
@@ -624,7 +665,7 @@ def io_prep_poll(iocb: Iocb, fd: FileDescriptorLike, events: int) -> None:
 
     `res` of the event is the mask of what is ready.
     """
-    _prep(iocb, lib.io_prep_poll, fd, None, events)
+    _prep(iocb, lib.io_prep_poll, fd, events)
 
 
 def io_prep_fsync(iocb: Iocb, fd: FileDescriptorLike) -> None:
@@ -632,12 +673,12 @@ def io_prep_fsync(iocb: Iocb, fd: FileDescriptorLike) -> None:
 
     It covers the writes that are complete, not those in flight with it.
     """
-    _prep(iocb, lib.io_prep_fsync, fd, None)
+    _prep(iocb, lib.io_prep_fsync, fd)
 
 
 def io_prep_fdsync(iocb: Iocb, fd: FileDescriptorLike) -> None:
     """Prepare to sync a file's data (fdatasync(2)); see `io_prep_fsync`."""
-    _prep(iocb, lib.io_prep_fdsync, fd, None)
+    _prep(iocb, lib.io_prep_fdsync, fd)
 
 
 def io_set_callback(iocb: Iocb, callback: Callback | None) -> None:
@@ -677,19 +718,27 @@ def io_fdsync(ctx: Context, iocb: Iocb, callback: Callback | None, fd: FileDescr
     return io_submit(ctx, [iocb])
 
 
-def _prep(
+def _prep(iocb: Iocb, prep: Callable[..., None], fd: FileDescriptorLike, *arguments: int) -> None:
+    """Prepare by libaio's `prep` what takes no buffer."""
+    iocb._check_idle()
+    c = ffi.new("struct iocb *")
+    prep(c, _fileno(fd), *arguments)
+    iocb._point(c, _Memory(c.aio_lio_opcode, None), 0)
+    iocb.data = None
+
+
+def _prep_buffer(
     iocb: Iocb, prep: Callable[..., None], fd: FileDescriptorLike, buf: Any, *arguments: int
 ) -> None:
-    """Fill a new `struct iocb` by libaio's `prep`, then make it the iocb's."""
+    """Prepare by libaio's `prep`, then point to the buffer as its opcode needs it."""
+    if buf is None:
+        raise TypeError("a buffer is needed, not None")
     iocb._check_idle()
-    memory = _Memory(buf, writable=prep in _READERS)
-    span = () if buf is None else (memory.address, memory.limit)
     c = ffi.new("struct iocb *")
-    prep(c, _fileno(fd), *span, *arguments)
-    iocb._install(c, memory)
-
-
-_READERS = (lib.io_prep_pread, lib.io_prep_preadv, lib.io_prep_preadv2)
+    prep(c, _fileno(fd), ffi.NULL, 0, *arguments)
+    memory = _Memory(c.aio_lio_opcode, buf)
+    iocb._point(c, memory, memory.limit)
+    iocb.data = None
 
 
 def _fileno(fd: FileDescriptorLike) -> int:
@@ -721,116 +770,3 @@ def _sigset(signals: Iterable[int]) -> Any:
         if lib.sigaddset(mask, signum) < 0:
             raise ValueError(f"not a signal: {signum}")
     return mask
-
-
-class Slots:
-    """One AIO context with `nr` slots: an iocb, an iovec and a block of buffer each.
-
-    The engine's lean path: nothing is allocated per block, and the methods called once per block
-    are the C functions of `struct aiocp_slots` bound to it, unchecked: a slot must be below `nr`
-    and queued or in flight once, `skip + length` within the block. All counts live in the struct.
-
-    `perform` does the first of the queue with the plain system call, in place of `submit`: 1
-    completion, or -EINTR. `unmap` gives the buffers' memory back; `close` does too, and destroys
-    the context, which waits for what is in flight. Not to be used in a forked child (compare
-    `pid`), where the buffers are not mapped.
-    """
-
-    __slots__ = (
-        "_getevents",
-        "_res",
-        "_slot",
-        "_slots",
-        "_zero",
-        "close",
-        "drain",
-        "perform",
-        "pid",
-        "prep_fdsync",
-        "prep_fsync",
-        "prep_preadv",
-        "prep_pwritev",
-        "submit",
-        "unmap",
-    )
-
-    def __init__(self) -> None:
-        # From here on the struct is freed, and what it holds with it, whatever is raised.
-        slots: Any = ffi.gc(lib.slots_new(), lib.slots_free)
-        if not slots:
-            raise MemoryError
-        self._slots = slots
-        self._zero = ffi.new("struct timespec *")
-        self.pid = os.getpid()
-        self.prep_preadv = partial(lib.slots_prep_preadv, slots)
-        self.prep_pwritev = partial(lib.slots_prep_pwritev, slots)
-        self.prep_fsync = partial(lib.slots_prep_fsync, slots)
-        self.prep_fdsync = partial(lib.slots_prep_fdsync, slots)
-        self.submit = partial(lib.slots_submit, slots)
-        self.perform = partial(lib.slots_perform, slots)
-        self.unmap = partial(lib.slots_unmap, slots)
-        self.drain = partial(lib.slots_drain, slots)
-        self.close = partial(lib.slots_close, slots)
-        self._getevents = partial(lib.slots_getevents, slots)
-
-    def setup(self, maxevents: int) -> None:
-        """Create the context, or raise as `io_setup` does: without one, only `perform` works."""
-        _check(lib.slots_setup(self._slots, maxevents))
-
-    def resize(self, nr: int, block_size: int) -> None:
-        """Have at least `nr` slots of `block_size` bytes; EBUSY while anything is in flight."""
-        _check(lib.slots_resize(self._slots, nr, block_size))
-        self._slot, self._res = self._slots.slot, self._slots.res
-
-    @property
-    def nr(self) -> int:
-        return int(self._slots.nr)
-
-    @property
-    def maxevents(self) -> int:
-        return int(self._slots.maxevents)
-
-    @property
-    def block_size(self) -> int:
-        return int(self._slots.block_size)
-
-    @property
-    def in_flight(self) -> int:
-        return int(self._slots.in_flight)
-
-    @property
-    def queued(self) -> int:
-        return int(self._slots.queued)
-
-    @property
-    def peak(self) -> int:
-        return int(self._slots.peak)
-
-    @property
-    def mapped(self) -> int:
-        """Bytes of buffer."""
-        return int(self._slots.mapped)
-
-    def getevents(self, min_nr: int, timeout: float | None) -> int:
-        """Reap; the number of completions, or a negative errno. `timeout` in seconds."""
-        if timeout is None:
-            left = ffi.NULL
-        elif not timeout:
-            left = self._zero
-        else:
-            left = _timespec(_nanoseconds(timeout))
-        result: int = self._getevents(min_nr, left)
-        return result
-
-    def completions(self, n: int) -> list[tuple[int, int]]:
-        """The `n` completions just reaped, as (slot, res)."""
-        return list(zip(ffi.unpack(self._slot, n), ffi.unpack(self._res, n), strict=True))
-
-    def buffer(self, slot: int, start: int = 0, length: int | None = None) -> Any:
-        """The block of `slot` from `start` on, not to be used past a `resize` or `close`."""
-        size = self._slots.block_size
-        if length is None:
-            length = size - start
-        if not (0 <= slot < self._slots.nr and 0 <= start <= start + length <= size):
-            raise ValueError(f"no bytes {start} to {start + length} in slot {slot}")
-        return ffi.buffer(self._slots.buffers + slot * size + start, length)
