@@ -13,7 +13,7 @@ from time import perf_counter
 
 from aiocp import direct, engine, stream
 from aiocp.context import MAX_DEPTH, Context
-from aiocp.destination import Destination
+from aiocp.destination import Destination, Place
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.linux import sync_filesystem
 from aiocp.source import Source, shrank
@@ -191,8 +191,9 @@ class Copier:
         look(self.cancel)
         with (
             Source(src, self.direct, self.block_size) as source,
+            Place(dst) as place,
             Destination(
-                dst,
+                place,
                 source,
                 self.direct,
                 self.block_size,
@@ -207,13 +208,18 @@ class Copier:
             try:
                 self._fill(transfer, context)
             except OSError as error:
-                if destination.in_place and transfer.bytes_written:
+                # what has been read is being written
+                if destination.in_place and (destination.grown or transfer.bytes_read or streamed):
                     error.strerror = f"{error.strerror}; written in place, it is incomplete now"
                 raise
             destination.commit()
-            self._sync_directory(context, destination)
-            destination.close()
-            source.close()
+            try:
+                self._sync_directory(context, place, destination)
+                destination.close()
+                source.close()
+            except OSError as error:
+                error.strerror = f"copied, but {error.strerror}"
+                raise
         elapsed = perf_counter() - begun
         return CopyResult(
             source=names[0],
@@ -243,14 +249,16 @@ class Copier:
             destination.size(source.size)
             transfer.size = source.size
             transfer.extents = [(0, source.size)]
-        self._run(context, transfer)
+        self._run(context, transfer, self.cancel)
 
-    def _run(self, context: Context, transfer: engine.Transfer) -> None:
+    def _run(
+        self, context: Context, transfer: engine.Transfer, cancel: Cancel | None = None
+    ) -> None:
         """Drive one transfer to its end; raise what stopped it."""
         total = sum(length for _, length in transfer.extents)
         reported = 0
         for _ in engine.Engine(context, [transfer]).run():
-            look(self.cancel)
+            look(cancel)
             if self.progress is not None and transfer.bytes_written != reported:
                 reported = transfer.bytes_written
                 self.progress(reported, total)
@@ -274,18 +282,22 @@ class Copier:
             if self.progress is not None:
                 self.progress(done, total)
 
-    def _sync_directory(self, context: Context, destination: Destination) -> None:
+    def _sync_directory(self, context: Context, place: Place, destination: Destination) -> None:
         """Have the new name on the disk."""
         if not self.sync or destination.in_place:
             return
         try:
-            if destination.directory_readable:
-                self._run(context, _DirectorySync(destination.directory.fileno()))
+            if place.readable:
+                # too late to cancel: the new file is there
+                self._run(context, _DirectorySync(place.directory.fileno()))
             else:
                 with operation("sync"):
                     sync_filesystem(destination.fd)
+            with operation("sync"):
+                # an XFS that has shut down syncs directories without an error, but stats nothing
+                os.fstat(place.directory.fileno())
         except OSError as error:
-            error.strerror = f"copied, but its name is not durable: {error.strerror}"
+            error.strerror = f"its name is not durable: {error.strerror}"
             raise
 
 

@@ -6,8 +6,8 @@ file, a device, a FIFO, an owner that we may not give to a new file) is written 
 """
 
 import os
-import secrets
 import stat
+from contextlib import suppress
 from errno import (
     EBUSY,
     EEXIST,
@@ -30,16 +30,44 @@ from aiocp.source import Source
 _NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
 
 
+class Place:
+    """Where a copy goes: an open directory and a name in it.
+
+    `readable` tells whether the directory can be synced: one that we may not read cannot.
+    """
+
+    def __init__(self, path: bytes) -> None:
+        """Resolve `path` through a symbolic link at its end, and open its directory.
+
+        Raises OSError: those of open(2); ENOENT for a dangling link, as cp refuses it.
+        """
+        with operation("open destination"):
+            head, self.name = os.path.split(_resolve(path))
+            try:
+                self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
+                self.readable = True
+            except PermissionError:
+                self.directory = File.open(head or b".", os.O_PATH | os.O_DIRECTORY)
+                self.readable = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):  # what was done in it is synced or has failed
+            self.directory.close()
+
+
 class Destination:
     """A destination opened for writing.
 
-    `in_place` tells that its bytes are changed under its name. `alignment` is 0 for buffered
-    writes, `seekable` False for what only takes a stream.
+    `in_place` tells that its bytes are changed under its name, `grown` that `size` has made
+    it longer. `alignment` is 0 for buffered writes, `seekable` False for what only takes a stream.
     """
 
     def __init__(
         self,
-        path: bytes,
+        place: Place,
         source: Source,
         how: direct.Direct,
         block_size: int,
@@ -50,25 +78,24 @@ class Destination:
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
 
-        `in_place` asks for an existing file to be written under its name; `force` for a block
-        device to be written although it is in use; `cancel` ends the wait for a FIFO's reader.
+        `place` stays the caller's to close. `in_place` asks for an existing file to be written
+        under its name; `force` for a block device to be written although it is in use; `cancel`
+        ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
         """
-        self.file = self._old = self.directory = File()
+        self.file = self._old = File()
+        self.directory, self.name = place.directory, place.name
         self.in_place = in_place
+        self.grown = False
         self._force, self._cancel = force, cancel
         try:
             with operation("open destination"):
-                self.path = _resolve(path)
-                head, self.name = os.path.split(self.path)
-                self.directory, self.directory_readable = _open_directory(head or b".")
                 existing = self._look()
-            if existing and os.path.samestat(existing, source.stat):
-                raise _same_file()
-            self.replaces = existing is not None
-            with operation("open destination"):
+                if existing and os.path.samestat(existing, source.stat):
+                    raise _same_file()
+                self.replaces = existing is not None
                 self._open(existing, source)
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
@@ -150,7 +177,7 @@ class Destination:
 
     def _temporary(self) -> bytes:
         """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
-        suffix = b".aiocp-" + secrets.token_hex(8).encode()
+        suffix = b".aiocp-" + os.urandom(8).hex().encode()
         return b"." + self.name[: 255 - 1 - len(suffix)] + suffix
 
     def size(self, length: int) -> None:
@@ -164,20 +191,22 @@ class Destination:
                 return
             unit = self.alignment or 1
             padded = -(-length // unit) * unit
+            before = os.fstat(self.fd).st_size
             try:
                 allocate(self.fd, padded)
             except OSError as error:
                 if error.errno != EOPNOTSUPP:
                     raise
-                if os.fstat(self.fd).st_size < padded:
+                if before < padded:
                     os.ftruncate(self.fd, padded)
+            self.grown = before < padded
 
     def finish(self, length: int) -> None:
         """Cut the file to `length` bytes and give it its mode: the last changes before the sync."""
         if not self.regular:
             return
-        if os.fstat(self.fd).st_size != length:
-            with operation("truncate"):
+        with operation("truncate"):
+            if os.fstat(self.fd).st_size != length:
                 os.ftruncate(self.fd, length)
         if not self.in_place:
             with operation("set mode"):
@@ -185,11 +214,11 @@ class Destination:
 
     def commit(self) -> None:
         """Put the finished file under its name."""
+        if self.in_place:
+            return
         directory = self.directory.fileno()
         with operation("close"):
             self.file.flush()
-        if self.in_place:
-            return
         if self.replaces:
             with operation("rename"):
                 self.file.replace(self.name, temporary=self._temporary(), dir_fd=directory)
@@ -210,16 +239,19 @@ class Destination:
 
     def close(self) -> None:
         """Close; what was not committed is gone. Raises OSError from close(2); idempotent."""
-        self._old.close()
-        self.directory.close()
-        with operation("close"):
-            self.file.close()
+        try:
+            with operation("close"):
+                self.file.close()
+        finally:
+            with suppress(OSError):  # what is said of the file that was replaced matters no more
+                self._old.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(*([OSError] if kind else [])):  # the first error is the one to report
+            self.close()
 
 
 def _resolve(path: bytes) -> bytes:
@@ -233,14 +265,6 @@ def _resolve(path: bytes) -> bytes:
     return os.path.realpath(path)
 
 
-def _open_directory(path: bytes) -> tuple[File, bool]:
-    """Open a directory, and tell whether it can be synced: one that we may not read cannot."""
-    try:
-        return File.open(path, os.O_RDONLY | os.O_DIRECTORY), True
-    except PermissionError:
-        return File.open(path, os.O_PATH | os.O_DIRECTORY), False
-
-
 def _check_size(device: int, source: Source) -> None:
     """Refuse a device that is smaller than what is to be copied to it."""
     size = os.lseek(device, 0, os.SEEK_END)
@@ -252,4 +276,6 @@ def _check_size(device: int, source: Source) -> None:
 def _same_file() -> OSError:
     from shutil import SameFileError  # it loads the compression modules
 
-    return SameFileError(EINVAL, "source and destination are the same file")
+    error = SameFileError(EINVAL, "source and destination are the same file")
+    error.operation = "compare"  # type: ignore[attr-defined]
+    return error

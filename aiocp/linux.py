@@ -9,6 +9,8 @@ from typing import Self
 
 from aiocp._linux import ffi, lib
 
+_BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
+
 
 def _check(result: int) -> None:
     if result < 0:

@@ -12,6 +12,9 @@ from typing import Any
 
 from aiocp._libaio import ffi, lib
 
+# cffi builds a type when it is first used, and aborts when two threads do: build them now
+_BUILT = [ffi.typeof(f"struct {name}").fields for name in ("aiocp_slots", "timespec")]
+
 
 class Slots:
     """One AIO context with `nr` slots: an iocb, an iovec and a block of buffer each.

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from contextlib import suppress
 from errno import EISDIR, ELOOP, ESTALE
 from typing import Self
 
@@ -31,7 +32,8 @@ class Source:
                 raise fail(EISDIR, "open source")
             self.file = _open(path, seen)
         try:
-            self.stat = os.fstat(self.fd)
+            with operation("open source"):
+                self.stat = os.fstat(self.fd)
             if not os.path.samestat(seen, self.stat):
                 raise SourceChanged(ESTALE, "source was replaced while being opened")
             self.size = self._size()
@@ -57,7 +59,8 @@ class Source:
 
         With `allow_changed` only if it is smaller.
         """
-        now, then = os.fstat(self.fd), self.stat
+        with operation("look at source"):
+            now, then = os.fstat(self.fd), self.stat
         if not stat.S_ISREG(then.st_mode) or self.size is None:
             return
         if now.st_size < then.st_size:
@@ -71,13 +74,15 @@ class Source:
 
     def close(self) -> None:
         """Close; idempotent."""
-        self.file.close()
+        with operation("close source"):
+            self.file.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with suppress(*([OSError] if kind else [])):  # the first error is the one to report
+            self.close()
 
 
 def shrank() -> SourceChanged:

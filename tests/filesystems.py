@@ -102,14 +102,17 @@ def mounted(
 
 def clean_up(own: bool = False) -> None:
     """Take down what killed runs have left behind; with `own`, also what this one has."""
+    devices = []  # known by the path of their file, while what that is on is mounted
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(FileNotFoundError):  # detached meanwhile by its owner
+            if _is_left(backing.read_text(), own):
+                devices.append(f"/dev/{backing.parts[3]}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     for directory in [line.split()[4] for line in reversed(mounts)]:
         if _is_left(directory, own):
             _try("umount", "--lazy", directory)
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        with suppress(FileNotFoundError):  # detached meanwhile by its owner
-            if _is_left(backing.read_text(), own):
-                _try("losetup", "--detach", f"/dev/{backing.parts[3]}")
+    for device in devices:
+        _try("losetup", "--detach", device)
     for scratch in Path(tempfile.gettempdir()).glob("aiocp-test-*-*"):
         if _is_left(str(scratch), own):
             shutil.rmtree(scratch, ignore_errors=True)

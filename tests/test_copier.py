@@ -239,6 +239,17 @@ def test_what_progress_raises_stops_the_copy(source: Path, tmp_path: Path) -> No
     assert_same(source, tmp_path / "copy")
 
 
+def test_cancel_that_comes_too_late(source: Path, tmp_path: Path) -> None:
+    """Once the name is there the copy is finished, not cancelled."""
+
+    class Late:
+        def is_set(self) -> bool:
+            return (tmp_path / "copy").exists()
+
+    copy_file(source, tmp_path / "copy", cancel=Late())
+    assert_same(source, tmp_path / "copy")
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
