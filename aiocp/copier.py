@@ -16,7 +16,8 @@ from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination, Place
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.linux import sync_filesystem
-from aiocp.source import Source, shrank
+from aiocp.source import Source
+from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, int], object]
@@ -127,50 +128,6 @@ def check_block_size(block_size: int) -> None:
         )
 
 
-_DOING = {
-    engine.Step.READING: "read",
-    engine.Step.WRITING: "write",
-    engine.Step.SYNCING: "sync",
-}
-
-
-class _FileTransfer(engine.Transfer):
-    """The blocks of one file, then what its source and destination want done before the sync."""
-
-    def __init__(self, source: Source, destination: Destination, copier: "Copier") -> None:
-        super().__init__()
-        self.source, self.destination, self.copier = source, destination, copier
-        self.read_fd, self.write_fd = source.fd, destination.fd
-        self.read_direct, self.write_direct = bool(source.alignment), bool(destination.alignment)
-        self.alignment = max(source.alignment, destination.alignment, 1)
-        durable = copier.sync and destination.seekable
-        self.sync = engine.Sync.FDATASYNC if durable else engine.Sync.NONE
-        self.size = 0
-
-    def padding(self, offset: int, length: int) -> bytes:
-        return self.destination.padding(offset, length)
-
-    def undirect(self, step: engine.Step) -> None:
-        if self.copier.direct == "always":
-            raise fail(EINVAL, f"{_DOING[step]} with O_DIRECT")
-        super().undirect(step)
-        direct.switch_off(self.read_fd if step is engine.Step.READING else self.write_fd)
-
-    def written(self) -> None:
-        self.source.check(self.copier.allow_changed)
-        self.destination.finish(self.size)
-
-
-class _DirectorySync(engine.Transfer):
-    """The sync of a directory in which a name was put in place."""
-
-    sync = engine.Sync.FSYNC
-
-    def __init__(self, fd: int) -> None:
-        super().__init__()
-        self.write_fd = fd
-
-
 @dataclass(frozen=True, slots=True)
 class Copier:
     """How to copy; `copy` does it."""
@@ -203,7 +160,13 @@ class Copier:
             ) as destination,
             Context(self.depth, self.block_size) as context,
         ):
-            transfer = _FileTransfer(source, destination, self)
+            transfer = FileTransfer(
+                source,
+                destination,
+                sync=self.sync,
+                allow_changed=self.allow_changed,
+                must_be_direct=self.direct == "always",
+            )
             streamed = source.size is None or not destination.seekable
             try:
                 self._fill(transfer, context)
@@ -237,10 +200,10 @@ class Copier:
             synced=transfer.synced,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
-            notes=tuple(_notes(transfer, context, streamed)),
+            notes=tuple(_notes(self.direct, transfer, context, streamed)),
         )
 
-    def _fill(self, transfer: _FileTransfer, context: Context) -> None:
+    def _fill(self, transfer: FileTransfer, context: Context) -> None:
         """Copy all bytes, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
         if source.size is None or not destination.seekable:
@@ -262,12 +225,10 @@ class Copier:
             if self.progress is not None and transfer.bytes_written != reported:
                 reported = transfer.bytes_written
                 self.progress(reported, total)
-        if transfer.error is not None:
-            raise transfer.error
-        if transfer.failure is not None:
-            raise _error(transfer.failure)
+        if transfer.failed:
+            raise what_stopped(transfer)
 
-    def _stream(self, transfer: _FileTransfer, context: Context) -> None:
+    def _stream(self, transfer: FileTransfer, context: Context) -> None:
         """Copy what can only be read, or written, from its beginning to its end."""
         if self.direct == "always":
             raise fail(EINVAL, "O_DIRECT on a stream")
@@ -289,7 +250,7 @@ class Copier:
         try:
             if place.readable:
                 # too late to cancel: the new file is there
-                self._run(context, _DirectorySync(place.directory.fileno()))
+                self._run(context, DirectorySync(place.directory.fileno()))
             else:
                 with operation("sync"):
                     sync_filesystem(destination.fd)
@@ -301,15 +262,7 @@ class Copier:
             raise
 
 
-def _error(failure: engine.Failure) -> OSError:
-    step, errno, offset = failure
-    if step is engine.Step.READING and errno == 0:
-        return shrank()
-    at = "" if step is engine.Step.SYNCING else f" at offset {offset}"
-    return fail(errno, _DOING[step] + at)
-
-
-def _method(transfer: _FileTransfer, context: Context, streamed: bool) -> str:
+def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:
     if streamed:
         return "stream"
     if context.plain:
@@ -317,9 +270,11 @@ def _method(transfer: _FileTransfer, context: Context, streamed: bool) -> str:
     return "aio-direct" if transfer.read_direct and transfer.write_direct else "aio-buffered"
 
 
-def _notes(transfer: _FileTransfer, context: Context, streamed: bool) -> Iterator[str]:
+def _notes(
+    how: direct.Direct, transfer: FileTransfer, context: Context, streamed: bool
+) -> Iterator[str]:
     yield from context.notes
-    if transfer.copier.direct == "auto" and not streamed:
+    if how == "auto" and not streamed:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"
         if not transfer.write_direct:
