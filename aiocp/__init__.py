@@ -2,5 +2,6 @@
 
 from aiocp.copier import CopyResult, copy_file
 from aiocp.errors import Cancelled, SourceChanged
+from aiocp.tree_copier import TreeResult, copy_tree
 
-__all__ = ["Cancelled", "CopyResult", "SourceChanged", "copy_file"]
+__all__ = ["Cancelled", "CopyResult", "SourceChanged", "TreeResult", "copy_file", "copy_tree"]

@@ -191,9 +191,10 @@ def aiocp(
         except OSError as error:
             _complain(error)
             status = Exit.NOT_COPIED
-        except Cancelled:
+        except Cancelled as stopped:
             name = signal.Signals(signals.number).name
-            print(f"aiocp: stopped by {name}: {_quoted(source)} was not copied", file=sys.stderr)
+            words = "; ".join([f"{_quoted(source)} was not copied", *stopped.args])
+            print(f"aiocp: stopped by {name}: {words}", file=sys.stderr)
             raise typer.Exit(signals.status()) from None
         else:
             _report(result, verbose, as_json)

@@ -14,7 +14,7 @@ from time import perf_counter
 from aiocp import direct, engine, stream
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination, Place
-from aiocp.errors import Cancel, fail, look, operation
+from aiocp.errors import Cancel, Cancelled, fail, look, operation
 from aiocp.linux import sync_filesystem
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
@@ -93,7 +93,7 @@ def copy_file(
             operation. An existing destination is as it was unless it was written in place.
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
-        Cancelled: `cancel` was set; what was there before still is.
+        Cancelled: `cancel` was set; what was there before still is, unless written in place.
         ValueError: depth or block_size out of range.
     """
     check_depth(depth)
@@ -150,7 +150,8 @@ class Copier:
             Source(src, self.direct, self.block_size) as source,
             Place(dst) as place,
             Destination(
-                place,
+                place.directory,
+                place.name,
                 source,
                 self.direct,
                 self.block_size,
@@ -170,10 +171,11 @@ class Copier:
             streamed = source.size is None or not destination.seekable
             try:
                 self._fill(transfer, context)
-            except OSError as error:
+            except (OSError, Cancelled) as error:
                 # what has been read is being written
-                if destination.in_place and (destination.grown or transfer.bytes_read or streamed):
-                    error.strerror = f"{error.strerror}; written in place, it is incomplete now"
+                started = destination.grown or transfer.bytes_read or streamed
+                if destination.in_place and destination.seekable and started:
+                    _say_incomplete(error)
                 raise
             destination.commit()
             try:
@@ -260,6 +262,14 @@ class Copier:
         except OSError as error:
             error.strerror = f"its name is not durable: {error.strerror}"
             raise
+
+
+def _say_incomplete(error: OSError | Cancelled) -> None:
+    words = "written in place, it is incomplete now"
+    if isinstance(error, Cancelled):
+        error.args = (words,)
+    else:
+        error.strerror = f"{error.strerror}; {words}"
 
 
 def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:

@@ -67,29 +67,35 @@ class Destination:
 
     def __init__(
         self,
-        place: Place,
+        directory: File,
+        name: bytes,
         source: Source,
         how: direct.Direct,
         block_size: int,
         *,
         in_place: bool = False,
         force: bool = False,
+        preserve: frozenset[str] = frozenset(),
+        mask: int | None = None,
         cancel: Cancel | None = None,
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
 
-        `place` stays the caller's to close. `in_place` asks for an existing file to be written
-        under its name; `force` for a block device to be written although it is in use; `cancel`
-        ends the wait for a FIFO's reader.
+        `directory` stays the caller's to close. `in_place` asks for an existing file to be written
+        under its name; `force` for a block device to be written although it is in use; `preserve`
+        names attributes of the source to carry over; `mask` is the directory's, if it is known
+        (metadata.creation_mask); `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
         """
         self.file = self._old = File()
-        self.directory, self.name = place.directory, place.name
+        self.directory, self.name = directory, name
         self.in_place = in_place
         self.grown = False
         self._force, self._cancel = force, cancel
+        self._preserve, self._mask = preserve, mask
+        self._mode: int | None = None
         try:
             with operation("open destination"):
                 existing = self._look()
@@ -124,7 +130,9 @@ class Destination:
         if existing is None:
             self.in_place = False
             self.file = self._create()
-            self._mode = metadata.new_mode(source.stat, self.directory.fileno())
+            if self._mask is None:
+                self._mask = metadata.creation_mask(self.directory.fileno())
+            self._mode = source.stat.st_mode & 0o777 & ~self._mask
         elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
             self._open_replacement(existing)
         else:
@@ -161,7 +169,7 @@ class Destination:
             os.fchmod(self.file.fileno(), 0o600)
         except PermissionError:
             self.file.close()
-            self.file, self.in_place = self._old, True
+            self.file, self.in_place, self._mode = self._old, True, None
 
     def _create(self) -> File:
         directory = self.directory.fileno()
@@ -173,12 +181,7 @@ class Destination:
         else:
             if os.path.exists(f"/proc/self/fd/{file.fileno()}"):  # else it could not be linked
                 return file
-        return File.create_named(self._temporary(), os.O_RDWR, dir_fd=directory)
-
-    def _temporary(self) -> bytes:
-        """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
-        suffix = b".aiocp-" + os.urandom(8).hex().encode()
-        return b"." + self.name[: 255 - 1 - len(suffix)] + suffix
+        return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)
 
     def size(self, length: int) -> None:
         """Reserve `length` bytes: no write has to extend the file, and a full disk shows now.
@@ -196,21 +199,22 @@ class Destination:
                 allocate(self.fd, padded)
             except OSError as error:
                 if error.errno != EOPNOTSUPP:
+                    if os.fstat(self.fd).st_size > before:  # ext4 keeps what it could reserve
+                        os.ftruncate(self.fd, before)
                     raise
                 if before < padded:
                     os.ftruncate(self.fd, padded)
             self.grown = before < padded
 
-    def finish(self, length: int) -> None:
-        """Cut the file to `length` bytes and give it its mode: the last changes before the sync."""
+    def finish(self, length: int, source: Source) -> None:
+        """Cut the file to `length` bytes and give it its attributes: the last before the sync."""
         if not self.regular:
             return
         with operation("truncate"):
             if os.fstat(self.fd).st_size != length:
                 os.ftruncate(self.fd, length)
-        if not self.in_place:
-            with operation("set mode"):
-                os.fchmod(self.fd, self._mode)
+        with operation("set attributes"):
+            metadata.carry(source.fd, source.stat, self.fd, self._preserve, self._mode)
 
     def commit(self) -> None:
         """Put the finished file under its name."""
@@ -221,7 +225,7 @@ class Destination:
             self.file.flush()
         if self.replaces:
             with operation("rename"):
-                self.file.replace(self.name, temporary=self._temporary(), dir_fd=directory)
+                self.file.replace(self.name, temporary=temporary_name(self.name), dir_fd=directory)
         else:
             with operation("link"):
                 self.file.link(self.name, dir_fd=directory)
@@ -252,6 +256,12 @@ class Destination:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with suppress(*([OSError] if kind else [])):  # the first error is the one to report
             self.close()
+
+
+def temporary_name(name: bytes) -> bytes:
+    """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
+    suffix = b".aiocp-" + os.urandom(8).hex().encode()
+    return b"." + name[: 255 - 1 - len(suffix)] + suffix
 
 
 def _resolve(path: bytes) -> bytes:

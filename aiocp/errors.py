@@ -10,7 +10,7 @@ class SourceChanged(OSError):
 
 
 class Cancelled(Exception):
-    """The copy was stopped through `cancel`; nothing of it is left."""
+    """The copy was stopped through `cancel`; nothing of it is left, or the text says what."""
 
 
 class Cancel(Protocol):

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from contextlib import suppress
 
 _ACL = "system.posix_acl_access"
 _DEFAULT_ACL = "system.posix_acl_default"
@@ -12,9 +13,82 @@ _NOT_KEPT = ("security.capability",)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA)
 
 
-def new_mode(source: os.stat_result, directory_fd: int) -> int:
-    """The mode that open(2) would give a new file made with the source's permission bits."""
-    return stat.S_IMODE(source.st_mode) & 0o777 & ~creation_mask(directory_fd)
+# what can be preserved, by cp's names
+ATTRIBUTES = frozenset({"mode", "ownership", "timestamps", "links", "context", "xattr"})
+
+_CONTEXT = "security.selinux"
+
+
+def carry(
+    source_fd: int,
+    source: os.stat_result,
+    fd: int,
+    preserve: frozenset[str],
+    mode: int | None,
+) -> int:
+    """Give an open file or directory those attributes of the source's that are to be preserved.
+
+    In the only order that works: the owner, whose change clears setuid bits and capabilities; the
+    extended attributes; the mode and the ACL, which may deny the writing of attributes; the times.
+    `mode` is for where the mode is not preserved; None leaves it. As with cp, an ordinary user who
+    may not give files away keeps them, then without their setuid, setgid and (files) sticky bits.
+    Returns the mode that preserving it means.
+
+    Raises OSError from fchown(2), fchmod(2), fsetxattr(2), utimensat(2).
+    """
+    bits = stat.S_IMODE(source.st_mode)
+    if "ownership" in preserve and not _give(fd, source.st_uid, source.st_gid):
+        bits &= 0o1777 if stat.S_ISDIR(source.st_mode) else 0o777
+    if preserve & {"xattr", "context", "mode"}:
+        _carry_xattrs(source_fd, fd, preserve)
+    if "mode" in preserve:
+        os.chmod(fd, bits)
+    elif mode is not None:
+        os.chmod(fd, mode)
+    if "timestamps" in preserve:
+        os.utime(fd, ns=(source.st_atime_ns, source.st_mtime_ns))
+    return bits
+
+
+def carry_to_name(
+    source: os.stat_result, directory_fd: int, name: bytes, preserve: frozenset[str]
+) -> None:
+    """Give a link, FIFO, socket or device node the source's owner, mode and times."""
+    if "ownership" in preserve:
+        with suppress(PermissionError):
+            os.chown(name, source.st_uid, source.st_gid, dir_fd=directory_fd, follow_symlinks=False)
+    if "mode" in preserve and not stat.S_ISLNK(source.st_mode):
+        os.chmod(name, stat.S_IMODE(source.st_mode), dir_fd=directory_fd)
+    if "timestamps" in preserve:
+        times = (source.st_atime_ns, source.st_mtime_ns)
+        os.utime(name, ns=times, dir_fd=directory_fd, follow_symlinks=False)
+
+
+def _give(fd: int, uid: int, gid: int) -> bool:
+    """Change the owner if need be; whether user and group are now these."""
+    for owner in ((uid, gid), (-1, gid)):
+        try:
+            os.fchown(fd, *owner)
+        except PermissionError:
+            continue
+        return owner[0] == uid or os.fstat(fd).st_uid == uid
+    return False
+
+
+def _carry_xattrs(source_fd: int, fd: int, preserve: frozenset[str]) -> None:
+    names = [name for name in _xattrs(source_fd) if _belongs_to(name) in preserve]
+    for name in names:
+        os.setxattr(fd, name, os.getxattr(source_fd, name))
+    if "mode" in preserve:  # an ACL that only the directory's default has given
+        for acl in (_ACL, _DEFAULT_ACL):
+            if acl in _xattrs(fd) and acl not in names:
+                os.removexattr(fd, acl)
+
+
+def _belongs_to(xattr: str) -> str:
+    if xattr in (_ACL, _DEFAULT_ACL):
+        return "mode"
+    return "context" if xattr == _CONTEXT else "xattr"
 
 
 def creation_mask(directory_fd: int) -> int:

@@ -19,18 +19,28 @@ class Source:
     0 for buffered reads.
     """
 
-    def __init__(self, path: bytes, how: direct.Direct, block_size: int) -> None:
-        """Open `path`, its symbolic links followed.
+    def __init__(
+        self,
+        path: bytes,
+        how: direct.Direct,
+        block_size: int,
+        *,
+        dir_fd: int | None = None,
+        seen: os.stat_result | None = None,
+        follow: bool = True,
+    ) -> None:
+        """Open `path`, below `dir_fd` if given; `seen` is what a look at it has said.
 
         Raises OSError, the operation in its text: those of stat(2) and open(2), EISDIR for a
         directory, EINVAL where direct I/O is a must and not to be had, and `SourceChanged` where
         another file took the name between the look and the open.
         """
         with operation("open source"):
-            seen = os.stat(path)
+            if seen is None:
+                seen = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
             if stat.S_ISDIR(seen.st_mode):
                 raise fail(EISDIR, "open source")
-            self.file = _open(path, seen)
+            self.file = _open(path, seen, dir_fd, follow)
         try:
             with operation("open source"):
                 self.stat = os.fstat(self.fd)
@@ -90,16 +100,18 @@ def shrank() -> SourceChanged:
     return SourceChanged(ESTALE, "source shrank while being copied")
 
 
-def _open(path: bytes, seen: os.stat_result) -> File:
+def _open(path: bytes, seen: os.stat_result, dir_fd: int | None, follow: bool) -> File:
     """Open what was seen; a link or a FIFO that takes the name meanwhile is not followed into."""
     if not stat.S_ISREG(seen.st_mode):  # a FIFO without a writer is waited for when it is read
-        return File.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return File.open(path, os.O_RDONLY | os.O_NONBLOCK, dir_fd=dir_fd)
     flags = os.O_RDONLY | os.O_NONBLOCK
     try:
-        return File.open(path, flags | os.O_NOFOLLOW)
+        return File.open(path, flags | os.O_NOFOLLOW, dir_fd=dir_fd)
     except OSError as error:
-        if error.errno != ELOOP:
+        if error.errno != ELOOP or not follow:
             raise
+    if dir_fd is not None:
+        return File.open(path, flags, dir_fd=dir_fd)
     try:
         return File.open(os.path.realpath(path), flags | os.O_NOFOLLOW)
     except FileNotFoundError:  # /proc/self/fd/N of a deleted file has no path to resolve to

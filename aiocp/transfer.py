@@ -47,7 +47,7 @@ class FileTransfer(engine.Transfer):
 
     def written(self) -> None:
         self.source.check(self._allow_changed)
-        self.destination.finish(self.size)
+        self.destination.finish(self.size, self.source)
 
 
 class DirectorySync(engine.Transfer):

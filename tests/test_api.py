@@ -17,6 +17,7 @@ LAYERS = [
     {"cli"},
     {"progress"},
     {"__init__"},
+    {"tree_copier"},
     {"copier"},
     {"transfer"},
     {"destination"},
@@ -29,7 +30,8 @@ LAYERS = [
 
 def test_public_names() -> None:
     """What `from aiocp import ...` gives is a promise; a change of it is a decision."""
-    assert sorted(aiocp.__all__) == ["Cancelled", "CopyResult", "SourceChanged", "copy_file"]
+    names = ["Cancelled", "CopyResult", "SourceChanged", "TreeResult", "copy_file", "copy_tree"]
+    assert names == sorted(aiocp.__all__)
     assert all(hasattr(aiocp, name) for name in aiocp.__all__)
 
 

@@ -312,7 +312,7 @@ def test_any_call_that_fails(
     ("operations", "old", "words"),
     [
         (["open"], True, "open destination"),
-        (["chmod"], False, "set mode"),
+        (["chmod"], False, "set attributes"),
         (["rename"], True, "rename"),
         (["rename with flags"], False, "link"),
         (["fallocate", "truncate"], False, "allocate"),

@@ -7,6 +7,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,9 +122,9 @@ def test_source_swapped_between_look_and_open(
 
     open_ = module._open
 
-    def swap(path: bytes, seen: os.stat_result) -> object:
+    def swap(*arguments: Any) -> object:
         os.rename(tmp_path / "other", source)
-        return open_(path, seen)
+        return open_(*arguments)
 
     monkeypatch.setattr(module, "_open", swap)
     with pytest.raises(SourceChanged, match="replaced while being opened"):

@@ -16,7 +16,7 @@ import pytest
 
 import aiocp
 from aiocp import Cancelled, context, copy_file
-from aiocp.destination import Destination
+from aiocp.destination import Destination, temporary_name
 
 KIB, MIB = 1 << 10, 1 << 20
 PACKAGE = str(Path(aiocp.__file__).parent)
@@ -137,7 +137,7 @@ def _create_named(self: Destination) -> Any:
     from aiocp.linux import File
 
     directory = self.directory.fileno()
-    return File.create_named(self._temporary(), os.O_RDWR, dir_fd=directory)
+    return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)
 
 
 def test_cancel_leaves_nothing(tmp_path: Path, source: Path, old: bytes) -> None:

@@ -1,0 +1,183 @@
+"""Walk a source tree by directory descriptors, lazily.
+
+Nothing is resolved through a path: each directory is opened from its parent's descriptor without
+following links, so nobody can swap a directory for a link under the walk. A directory gives its
+files first, as the kernel lists them, then its subdirectories one after the other; a generator on
+an explicit stack, so neither the width nor the depth of a tree costs memory or recursion.
+"""
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from errno import ELOOP, ESTALE
+from typing import Any, NamedTuple
+
+from aiocp.errors import fail, operation
+from aiocp.linux import File
+
+# How many directories on the way down are kept open; those above are opened again through ".."
+_KEPT_OPEN = 32
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY
+
+
+class Directory:
+    """A source directory on the walk: `path` below the root for messages, `stat` as it was opened.
+
+    `name` is the directory's own; that of the root is empty. `data` is for whoever takes the walk,
+    who may also set `skip` when he gets `Enter`: nothing below is given then.
+    """
+
+    __slots__ = ("data", "depth", "file", "name", "parent", "path", "skip", "stat")
+
+    def __init__(self, file: File, name: bytes, parent: "Directory | None", path: bytes) -> None:
+        self.file, self.name, self.parent, self.path = file, name, parent, path
+        self.stat = os.fstat(file.fileno())
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.data: Any = None
+        self.skip = False
+
+    def fd(self) -> int:
+        return self.file.fileno()
+
+    def join(self, name: bytes) -> bytes:
+        """The path of an entry, for messages."""
+        return b"%b/%b" % (self.path, name) if self.path else name
+
+    def loops(self) -> bool:
+        """Whether this directory is one of those above it, as a link followed can make it."""
+        above = self.parent
+        while above is not None:
+            if os.path.samestat(above.stat, self.stat):
+                return True
+            above = above.parent
+        return False
+
+
+class Enter(NamedTuple):
+    """A directory is begun: its files come next."""
+
+    directory: Directory
+
+
+class Entry(NamedTuple):
+    """Anything in a directory but a directory."""
+
+    directory: Directory
+    name: bytes
+
+
+class Leave(NamedTuple):
+    """Everything below a directory has been given."""
+
+    directory: Directory
+
+
+Step = Enter | Entry | Leave
+
+
+def walk(
+    root: Directory,
+    on_error: Callable[[bytes, OSError], None],
+    *,
+    follow: bool = False,
+    one_file_system: bool = False,
+    wanted: Callable[[bytes, bool], bool] = lambda path, is_directory: True,
+) -> Generator[Step, None, None]:
+    """Give everything below `root`, parents first, directories at their end once more.
+
+    Arguments:
+        on_error: called with the path and the error of what cannot be listed or opened; the rest
+            is given all the same.
+        follow: go into what symbolic links point to; a loop is an error (ELOOP).
+        one_file_system: give directories on other file systems, but do not go into them.
+        wanted: whether to give a path (bytes below the root, whether it is a directory) at all.
+    """
+    stack: list[tuple[Directory, list[bytes]]] = []
+    directory: Directory | None = root
+    try:
+        while True:
+            if directory is not None:
+                below: list[bytes] = []
+                stack.append((directory, below))
+                yield Enter(directory)
+                elsewhere = one_file_system and directory.stat.st_dev != root.stat.st_dev
+                if not (elsewhere or directory.skip):
+                    try:
+                        yield from _list(directory, below, follow, wanted)
+                    except OSError as error:
+                        on_error(directory.path, error)
+                below.reverse()
+                directory = None
+                if not follow:  # a link's ".." is not where the link is
+                    _park(stack)
+            parent, names = stack[-1]
+            if names:
+                name = names.pop()
+                try:
+                    directory = _enter(parent, name, follow)
+                except OSError as error:
+                    on_error(parent.join(name), error)
+                continue
+            stack.pop()
+            if stack:
+                try:
+                    _unpark(stack[-1][0], parent)
+                except OSError as error:
+                    on_error(stack[-1][0].path, error)
+                    stack[-1][1].clear()
+            yield Leave(parent)
+            parent.file.close()
+            if not stack:
+                return
+    finally:
+        for directory, _ in stack:
+            directory.file.close()
+
+
+def _list(
+    directory: Directory,
+    below: list[bytes],
+    follow: bool,
+    wanted: Callable[[bytes, bool], bool],
+) -> Iterator[Entry]:
+    """Give the entries that are no directories; put the names of those that are into `below`."""
+    with operation("list"), os.scandir(directory.fd()) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            try:
+                is_directory = entry.is_dir(follow_symlinks=follow)
+            except OSError:  # a link into nowhere we may look; its copy will say so
+                is_directory = False
+            if not wanted(directory.join(name), is_directory):
+                continue
+            if is_directory:
+                below.append(name)
+            else:
+                yield Entry(directory, name)
+
+
+def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:
+    with operation("open directory"):
+        flags = _OPEN if follow else _OPEN | os.O_NOFOLLOW
+        file = File.open(name, flags, dir_fd=parent.fd())
+        directory = Directory(file, name, parent, parent.join(name))
+        if follow and directory.loops():
+            raise fail(ELOOP, "open directory")
+    return directory
+
+
+def _park(stack: list[tuple[Directory, list[bytes]]]) -> None:
+    """Close the directory that is too far up to be needed soon."""
+    if len(stack) > _KEPT_OPEN:
+        stack[-_KEPT_OPEN - 1][0].file.close()
+
+
+def _unpark(directory: Directory, child: Directory) -> None:
+    """Open a closed directory again from its child, and make sure that it is the same."""
+    if directory.fd() >= 0:
+        return
+    with operation("open directory again"):
+        file = File.open(b"..", _OPEN, dir_fd=child.fd())
+        if not os.path.samestat(os.fstat(file.fileno()), directory.stat):
+            raise fail(ESTALE, "moved while being copied")
+        directory.file = file

@@ -1,0 +1,609 @@
+"""Copy a tree: every file a transfer of its own, all through one engine and one context.
+
+    walk     each entry becomes a transfer (files) or is made at once (links, specials, directories)
+    commit   a file whose sync is down gets its name
+    leave    a directory whose last entry is in place gets its attributes and is synced, then counts
+             as an entry of its parent that is in place
+
+Errors of single entries are collected, and the rest goes on.
+"""
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from errno import EINVAL, EISDIR, ESTALE
+from functools import partial
+from time import perf_counter
+
+from aiocp import metadata, stream
+from aiocp.context import Context
+from aiocp.copier import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_DEPTH,
+    Progress,
+    StrPath,
+    check_block_size,
+    check_depth,
+)
+from aiocp.destination import Destination, temporary_name
+from aiocp.engine import Engine, Sync, Transfer
+from aiocp.errors import Cancel, fail, look, operation
+from aiocp.linux import File
+from aiocp.metadata import ATTRIBUTES
+from aiocp.source import Source
+from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
+from aiocp.tree import Directory, Enter, Entry, Step, walk
+
+# Up to this size a file is written through the page cache: one that is synced soon costs no more
+# there, and needs neither its space reserved nor its tail cut.
+_SMALL = 256 << 10
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class TreeResult:
+    """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
+
+    Each error is an OSError with errno and both file names. `elapsed` is in seconds. `synced` tells
+    that everything copied is on the disk.
+    """
+
+    source: str
+    destination: str
+    files: int
+    directories: int
+    links: int
+    specials: int
+    bytes: int
+    errors: tuple[OSError, ...]
+    depth: int
+    peak_in_flight: int
+    synced: bool
+    elapsed: float
+
+
+def copy_tree(
+    src: StrPath,
+    dst: StrPath,
+    *,
+    depth: int = DEFAULT_DEPTH,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    preserve: Iterable[str] = (),
+    follow_symlinks: bool = False,
+    one_file_system: bool = False,
+    exclude: Callable[[bytes, bool], bool] | None = None,
+    sync: bool = True,
+    allow_changed: bool = False,
+    on_error: Callable[[OSError], object] | None = None,
+    progress: Progress | None = None,
+    cancel: Cancel | None = None,
+) -> TreeResult:
+    """Copy the directory `src` to `dst`, which becomes it or, if it exists, is merged into.
+
+    On return everything that was copied is whole, in place and on the disk.
+
+    Arguments:
+        depth, block_size, sync, allow_changed, cancel: as for `copy_file`, for all files together.
+        preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
+            "context" (the SELinux one), "xattr", or "all". Without "mode" a new file has the
+            source's permission bits less the umask. Symbolic links, FIFOs, sockets and device
+            nodes are made anew in any case.
+        follow_symlinks: copy what symbolic links point to instead of the links.
+        one_file_system: do not go into directories on other file systems.
+        exclude: called with a path below `src` (bytes) and whether it is a directory; what it says
+            True of is not copied.
+        on_error: called with each OSError as it happens; nothing is raised at the end then.
+        progress: called as `progress(bytes_done, 0)` while files are written.
+
+    Raises:
+        ExceptionGroup: of the OSErrors of all that was not copied, unless there is `on_error`. Its
+            `result` attribute is the TreeResult.
+        OSError: where `src` cannot be opened or `dst` not be made.
+        Cancelled: `cancel` was set; what was copied by then stays.
+        ValueError: depth, block_size or preserve out of range.
+    """
+    check_depth(depth)
+    check_block_size(block_size)
+    kept = frozenset([preserve] if isinstance(preserve, str) else preserve)
+    if "all" in kept:
+        kept = kept - {"all"} | ATTRIBUTES
+    if unknown := kept - ATTRIBUTES:
+        raise ValueError(f"cannot preserve {', '.join(sorted(unknown))}")
+    names = os.fsdecode(src), os.fsdecode(dst)
+    copier = _TreeCopier(
+        names=(os.fsencode(src), os.fsencode(dst)),
+        block_size=block_size,
+        preserve=kept,
+        follow=follow_symlinks,
+        sync=sync,
+        allow_changed=allow_changed,
+        on_error=on_error,
+        progress=progress,
+        cancel=cancel,
+    )
+    begun = perf_counter()
+    with Context(depth, block_size) as context:
+        try:
+            copier.run(context, one_file_system, exclude)
+        except OSError as error:
+            error.filename, error.filename2 = names
+            raise
+        finally:
+            copier.close()
+    result = TreeResult(
+        *names,
+        files=copier.files,
+        directories=copier.directories,
+        links=copier.links,
+        specials=copier.specials,
+        bytes=copier.bytes,
+        errors=tuple(copier.errors),
+        depth=context.depth,
+        peak_in_flight=context.peak_in_flight,
+        synced=sync,
+        elapsed=perf_counter() - begun,
+    )
+    if copier.errors and on_error is None:
+        group = ExceptionGroup(f"{len(copier.errors)} not copied", copier.errors)
+        group.result = result  # type: ignore[attr-defined]
+        raise group
+    return result
+
+
+class _Target:
+    """A destination directory that something is still to be put into."""
+
+    __slots__ = ("bits", "created", "directory", "file", "mask", "parent", "stat", "waiting")
+
+    def __init__(
+        self, file: File, directory: Directory, parent: "_Target | None", created: bool
+    ) -> None:
+        self.file, self.directory, self.parent, self.created = file, directory, parent, created
+        self.stat = os.fstat(file.fileno())
+        self.mask = metadata.creation_mask(file.fileno())
+        self.bits = stat.S_IMODE(directory.stat.st_mode)  # to preserve
+        self.waiting = 1  # entries not in place yet, and the walk itself
+        if parent is not None:
+            parent.waiting += 1
+
+    def fd(self) -> int:
+        return self.file.fileno()
+
+    def is_same(self, status: os.stat_result) -> bool:
+        return os.path.samestat(self.stat, status)
+
+    def mode_meanwhile(self) -> int:
+        """The mode for as long as entries are put in: nobody else's business if it is new."""
+        return 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+
+    def finish(self, preserve: frozenset[str]) -> None:
+        """Give the directory what its entries would have changed, or what would keep them out."""
+        source = self.directory.stat
+        if "mode" in preserve:
+            os.fchmod(self.fd(), self.bits)
+        elif self.created:  # as mkdir(2) would
+            mode = source.st_mode & 0o1777 & ~(self.parent or self).mask
+            os.fchmod(self.fd(), mode | (self.stat.st_mode & stat.S_ISGID))
+        if "timestamps" in preserve:
+            os.utime(self.fd(), ns=(source.st_atime_ns, source.st_mtime_ns))
+
+
+class _TreeFile(FileTransfer):
+    """A file on its way into a target, and the names that are to be linked to it."""
+
+    def __init__(
+        self,
+        target: _Target,
+        path: bytes,
+        source: Source,
+        destination: Destination,
+        sync: Sync,
+        allow_changed: bool,
+    ) -> None:
+        super().__init__(
+            source,
+            destination,
+            sync=sync is not Sync.NONE,
+            allow_changed=allow_changed,
+            must_be_direct=False,
+        )
+        if self.sync is not Sync.NONE:
+            self.sync = sync
+        self.target, self.path = target, path
+        self.linked: _Linked | None = None
+        self.other_names: list[tuple[_Target, bytes, bytes]] = []  # with the path, for messages
+
+    def close(self) -> None:
+        with suppress(OSError):  # closed before the commit or thrown away
+            self.destination.close()
+        with suppress(OSError):
+            self.source.close()
+
+
+class _TargetSync(DirectorySync):
+    """The sync of a target that everything is in."""
+
+    def __init__(self, target: _Target) -> None:
+        super().__init__(target.fd())
+        self.target = target
+
+
+class _Linked:
+    """A file with several names of which the first is copied: in flight, or where it is."""
+
+    __slots__ = ("identity", "key", "path", "transfer")
+
+    def __init__(
+        self,
+        key: tuple[int, int],
+        path: bytes,
+        transfer: _TreeFile | None,
+        identity: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.key, self.path, self.transfer, self.identity = key, path, transfer, identity
+
+
+class _TreeCopier:
+    """The state of one copy_tree()."""
+
+    def __init__(
+        self,
+        *,
+        names: tuple[bytes, bytes],
+        block_size: int,
+        preserve: frozenset[str],
+        follow: bool,
+        sync: bool,
+        allow_changed: bool,
+        on_error: Callable[[OSError], object] | None,
+        progress: Progress | None,
+        cancel: Cancel | None,
+    ) -> None:
+        self.names = names
+        self.block_size, self.preserve, self.follow = block_size, preserve, follow
+        self.sync, self.allow_changed = sync, allow_changed
+        self.on_error, self.progress, self.cancel = on_error, progress, cancel
+        self.files = self.directories = self.links = self.specials = self.bytes = 0
+        self.errors: list[OSError] = []
+        # names in place are durable with the directory's sync; the mode alone is with the data's
+        attributes = bool(preserve - {"mode", "links"})
+        self._file_sync = (Sync.FSYNC if attributes else Sync.FDATASYNC) if sync else Sync.NONE
+        self._root: _Target | None = None
+        self._open: set[_TreeFile] = set()
+        self._targets: set[_Target] = set()
+        self._linked: dict[tuple[int, int], _Linked] = {}
+        self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
+
+    def run(
+        self,
+        context: Context,
+        one_file_system: bool,
+        exclude: Callable[[bytes, bool], bool] | None,
+    ) -> None:
+        """Copy everything; errors of single entries go into `errors`."""
+        with operation("open source"):
+            file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
+        root = Directory(file, b"", None, b"")
+        steps = walk(
+            root,
+            self._failed,
+            follow=self.follow,
+            one_file_system=one_file_system,
+            wanted=lambda path, is_dir: exclude is None or not exclude(path, is_dir),
+        )
+        transfers = self._transfers(steps)
+        engine = Engine(context, transfers)
+        with closing(steps), closing(transfers):
+            self._drive(engine)
+        if self.sync and self._root is not None and self._root.created:
+            self._sync_parent(context)
+
+    def _drive(self, engine: Engine) -> None:
+        moved = reported = 0
+        for transfer in engine.run():
+            look(self.cancel)
+            if transfer is not None:
+                self._ended(transfer)
+                moved += transfer.bytes_written
+                while self._begun:
+                    engine.add(self._begun.popleft())
+            if self.progress is not None and moved != reported:
+                reported = moved
+                self.progress(moved, 0)
+
+    def _sync_parent(self, context: Context) -> None:
+        """Have the root's own name on the disk."""
+        parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
+        with File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
+            for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
+                if transfer is not None and transfer.failed:
+                    raise what_stopped(transfer)
+
+    def close(self) -> None:
+        """Let go of what an exception has left open."""
+        for transfer in self._open:
+            transfer.close()
+        for target in self._targets:
+            target.file.close()
+
+    # --- what the walk gives ---
+
+    def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer, None, None]:
+        for step in steps:
+            if isinstance(step, Entry):
+                target: _Target = step.directory.data
+                path = step.directory.join(step.name)
+                try:
+                    transfer = self._entry(target, step, path)
+                except OSError as error:
+                    self._failed(path, error)
+                    continue
+                if transfer is not None:
+                    yield transfer
+            elif isinstance(step, Enter):
+                try:
+                    self._enter(step.directory)
+                except OSError as error:
+                    if step.directory.parent is None:
+                        raise
+                    step.directory.skip = True
+                    self._failed(step.directory.path, error)
+            elif step.directory.data is not None:
+                self._arrived(step.directory.data)
+            while self._begun:
+                yield self._begun.popleft()
+
+    def _enter(self, directory: Directory) -> None:
+        """Make, or take, the directory that goes with one of the source's."""
+        parent: _Target | None = None
+        if directory.parent is None:
+            directory.data = self._root = self._make_root(directory)
+            return
+        parent = directory.parent.data
+        assert parent is not None
+        assert self._root is not None
+        if self._root.is_same(directory.stat):
+            raise fail(EINVAL, "cannot copy a directory into itself")
+        with operation("make directory"):
+            created = _make_directory(directory.name, parent.fd())
+            file = File.open(directory.name, _DIRECTORY, dir_fd=parent.fd())
+        directory.data = self._take(file, directory, parent, created)
+
+    def _make_root(self, directory: Directory) -> "_Target":
+        with operation("make directory"):
+            created = _make_directory(self.names[1], None)
+            file = File.open(self.names[1], os.O_RDONLY | os.O_DIRECTORY)
+        target = self._take(file, directory, None, created)
+        if target.is_same(directory.stat):
+            raise fail(EINVAL, "cannot copy a directory into itself")
+        return target
+
+    def _take(
+        self, file: File, directory: Directory, parent: "_Target | None", created: bool
+    ) -> "_Target":
+        """What a directory can be given before its entries; the rest would be undone by them."""
+        target = _Target(file, directory, parent, created)
+        self._targets.add(target)
+        early = self.preserve - {"timestamps"}
+        if early:
+            with operation("set attributes"):
+                target.bits = metadata.carry(
+                    directory.fd(), directory.stat, file.fileno(), early, None
+                )
+                os.fchmod(file.fileno(), target.mode_meanwhile())
+        self.directories += 1
+        return target
+
+    def _entry(self, target: _Target, entry: Entry, path: bytes) -> Transfer | None:
+        """Begin to copy a file; anything else is copied at once."""
+        from_fd = entry.directory.fd()
+        with operation("open source"):
+            seen = os.stat(entry.name, dir_fd=from_fd, follow_symlinks=self.follow)
+        key = (seen.st_dev, seen.st_ino)
+        linked = seen.st_nlink > 1 and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
+        if linked and key in self._linked:
+            self._link(self._linked[key], target, entry.name, path)
+            return None
+        if stat.S_ISREG(seen.st_mode):
+            transfer = self._begin(target, entry, path, seen)
+            if linked:
+                self._linked[key] = transfer.linked = _Linked(key, path, transfer)
+            return transfer
+        if stat.S_ISLNK(seen.st_mode):
+            with operation("read link"):
+                text = os.readlink(entry.name, dir_fd=from_fd)
+            with operation("make link"):
+                self._make(target, entry.name, seen, partial(os.symlink, text))
+            self.links += 1
+        elif stat.S_ISDIR(seen.st_mode):
+            raise fail(ESTALE, "became a directory")
+        else:
+            with operation("make special file"):
+                node = partial(os.mknod, mode=seen.st_mode, device=seen.st_rdev)
+                self._make(target, entry.name, seen, node)
+            self.specials += 1
+        if linked:
+            made = os.stat(entry.name, dir_fd=target.fd(), follow_symlinks=False)
+            self._linked[key] = _Linked(key, path, None, (made.st_dev, made.st_ino))
+        return None
+
+    def _begin(
+        self, target: _Target, entry: Entry, path: bytes, seen: os.stat_result
+    ) -> "_TreeFile":
+        """Open both sides of a file."""
+        source = Source(
+            entry.name,
+            "auto",
+            self.block_size,
+            dir_fd=entry.directory.fd(),
+            seen=seen,
+            follow=self.follow,
+        )
+        size = source.size or 0
+        try:
+            destination = Destination(
+                target.file,
+                entry.name,
+                source,
+                "never" if size <= _SMALL else "auto",
+                self.block_size,
+                preserve=self.preserve,
+                mask=target.mask,
+                cancel=self.cancel,
+            )
+        except BaseException:
+            source.close()
+            raise
+        transfer = _TreeFile(target, path, source, destination, self._file_sync, self.allow_changed)
+        try:
+            if source.size is None:
+                block = memoryview(bytearray(_SMALL))
+                for size in stream.copy(source.fd, destination.fd, block, self.cancel):
+                    transfer.bytes_read = transfer.bytes_written = size
+            else:
+                if size > _SMALL:
+                    destination.size(size)
+                transfer.extents = [(0, size)]
+        except BaseException:
+            transfer.close()
+            raise
+        transfer.size = size
+        target.waiting += 1
+        self._open.add(transfer)
+        return transfer
+
+    def _make(
+        self,
+        target: _Target,
+        name: bytes,
+        seen: os.stat_result,
+        make: Callable[..., object],
+    ) -> None:
+        """Make something that is no regular file, in place of what may have the name."""
+        made = name
+        try:
+            make(name, dir_fd=target.fd())
+        except FileExistsError:
+            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+            if stat.S_ISDIR(existing.st_mode):
+                raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
+            made = temporary_name(name)
+            make(made, dir_fd=target.fd())
+        metadata.carry_to_name(seen, target.fd(), made, self.preserve)
+        if made != name:
+            os.rename(made, name, src_dir_fd=target.fd(), dst_dir_fd=target.fd())
+
+    def _link(self, linked: "_Linked", target: _Target, name: bytes, path: bytes) -> None:
+        """Give a file that is copied already, or on its way, another name."""
+        if linked.transfer is not None:
+            linked.transfer.other_names.append((target, name, path))
+            target.waiting += 1
+            return
+        assert self._root is not None
+        with (
+            operation("link"),
+            File.open(linked.path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._root.fd()) as file,
+        ):
+            found = os.fstat(file.fileno())
+            if linked.identity != (found.st_dev, found.st_ino):
+                raise fail(ESTALE, "its first name was replaced meanwhile")
+            self._link_to(file.fileno(), target, name, found)
+
+    def _link_to(self, fd: int, target: _Target, name: bytes, found: os.stat_result) -> None:
+        def make(name: bytes, dir_fd: int) -> None:
+            os.link(f"/proc/self/fd/{fd}".encode(), name, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+        with operation("link"):
+            try:
+                existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+            except FileNotFoundError:
+                existing = None
+            if existing is None or not os.path.samestat(existing, found):
+                self._make(target, name, found, make)
+        self.files += 1
+
+    # --- what the engine gives back ---
+
+    def _ended(self, transfer: Transfer) -> None:
+        if isinstance(transfer, _TreeFile):
+            self._commit(transfer)
+        else:
+            assert isinstance(transfer, _TargetSync)
+            if transfer.failed:
+                self._failed(transfer.target.directory.path, what_stopped(transfer))
+            self._settled(transfer.target)
+
+    def _commit(self, transfer: "_TreeFile") -> None:
+        """Put a finished file, and the names linked to it, in place."""
+        linked = transfer.linked
+        try:
+            if transfer.failed:
+                raise what_stopped(transfer)
+            transfer.destination.commit()
+            self.files += 1
+            self.bytes += transfer.size
+            found = os.fstat(transfer.destination.fd) if linked else None
+            for target, name, path in transfer.other_names:
+                assert found is not None
+                try:
+                    self._link_to(transfer.destination.fd, target, name, found)
+                except OSError as error:
+                    self._failed(path, error)
+            if linked and found:
+                linked.transfer, linked.identity = None, (found.st_dev, found.st_ino)
+        except OSError as error:
+            self._failed(transfer.path, error)
+            for _, _, path in transfer.other_names:
+                self._failed(path, fail(error.errno or ESTALE, "its first name was not copied"))
+            if linked:
+                del self._linked[linked.key]
+        finally:
+            self._open.discard(transfer)
+            transfer.close()
+        self._arrived(transfer.target)
+        for target, _, _ in transfer.other_names:
+            self._arrived(target)
+
+    def _arrived(self, target: _Target) -> None:
+        """One thing less is to be put into a directory; after the last it is finished."""
+        target.waiting -= 1
+        if target.waiting:
+            return
+        try:
+            with operation("set attributes"):
+                target.finish(self.preserve)
+        except OSError as error:
+            self._failed(target.directory.path, error)
+        if self.sync:
+            self._begun.append(_TargetSync(target))
+        else:
+            self._settled(target)
+
+    def _settled(self, target: _Target) -> None:
+        if target.parent is not None:
+            self._targets.discard(target)
+            target.file.close()
+            self._arrived(target.parent)
+
+    def _failed(self, path: bytes, error: BaseException) -> None:
+        """Take down what was not copied."""
+        if not isinstance(error, OSError):
+            raise error
+        source, destination = (os.path.join(name, path) if path else name for name in self.names)
+        error.filename, error.filename2 = os.fsdecode(source), os.fsdecode(destination)
+        self.errors.append(error)
+        if self.on_error is not None:
+            self.on_error(error)
+
+
+def _make_directory(name: bytes, dir_fd: int | None) -> bool:
+    """Make a directory; whether it was not there yet."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    return True

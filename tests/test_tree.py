@@ -1,0 +1,243 @@
+"""copy_tree(): every kind of file, every name, nothing lost, nothing followed."""
+
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aiocp import Cancelled, copy_tree
+from filesystems import scratch_directory
+from trees import KIB, MIB, differences, make_tree, snapshot
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    make_tree(tmp_path / "source")
+    return tmp_path / "source"
+
+
+def group_of(action: Callable[[], object]) -> list[OSError]:
+    """The errors that a copy ends with."""
+    with pytest.raises(ExceptionGroup) as caught:
+        action()
+    return [error for error in caught.value.exceptions if isinstance(error, OSError)]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("depth", [1, 3, 64])
+def test_everything_is_kept(filesystem: Path, depth: int) -> None:
+    """With preserve="all" rsync finds nothing left to do, on every file system."""
+    make_tree(filesystem / "source")
+    result = copy_tree(
+        filesystem / "source", filesystem / "copy", depth=depth, preserve=["all"], block_size=MIB
+    )
+    assert differences(filesystem / "source", filesystem / "copy") == ""
+    assert (0, True) == (len(result.errors), result.synced)
+    assert result.peak_in_flight <= depth
+
+
+@pytest.mark.root
+def test_plain_copy_is_what_cp_makes(source: Path, tmp_path: Path) -> None:
+    """Without preserve: kinds, contents and modes as those of cp -r."""
+    before = os.umask(0o027)
+    try:
+        copy_tree(source, tmp_path / "ours")
+        subprocess.run(["cp", "-r", source, tmp_path / "theirs"], check=True)
+    finally:
+        os.umask(before)
+    assert snapshot(tmp_path / "theirs") == snapshot(tmp_path / "ours")
+
+
+@pytest.mark.root
+def test_counts(source: Path, tmp_path: Path) -> None:
+    found = snapshot(source)
+    contents = {k: v for k, v in found.items() if isinstance(v[1], bytes)}
+    result = copy_tree(source, tmp_path / "copy")
+    files = subprocess.check_output(["find", source, "-type", "f"]).count(b"/f") >= 0
+    assert files
+    kinds = [
+        len(subprocess.check_output(["find", source, "-type", kind, "-printf", "x"]))
+        for kind in "fdl"
+    ]
+    assert kinds == [result.files, result.directories, result.links]
+    assert result.specials == len(found) - sum(kinds)
+    assert result.bytes <= sum(len(v[1]) for v in contents.values() if isinstance(v[1], bytes))
+
+
+def test_merges_into_what_is_there(tmp_path: Path) -> None:
+    """Existing files are replaced, others stay; an existing directory keeps its mode."""
+    for name in ("source", "copy"):
+        (tmp_path / name / "directory").mkdir(parents=True)
+    (tmp_path / "source" / "directory" / "file").write_bytes(b"new")
+    (tmp_path / "copy" / "directory" / "file").write_bytes(b"old")
+    (tmp_path / "copy" / "directory" / "other").write_bytes(b"other")
+    (tmp_path / "copy" / "directory").chmod(0o700)
+    (tmp_path / "source" / "link").symlink_to("new")
+    (tmp_path / "copy" / "link").symlink_to("old")
+    copy_tree(tmp_path / "source", tmp_path / "copy")
+    assert (tmp_path / "copy" / "directory" / "file").read_bytes() == b"new"
+    assert (tmp_path / "copy" / "directory" / "other").read_bytes() == b"other"
+    assert (tmp_path / "copy" / "directory").stat().st_mode & 0o777 == 0o700
+    assert os.readlink(tmp_path / "copy" / "link") == "new"
+    assert sorted(os.listdir(tmp_path / "copy")) == ["directory", "link"]
+
+
+def test_what_cannot_be_copied_does_not_stop_the_rest(tmp_path: Path) -> None:
+    """One error each, with both names; everything else is there."""
+    (tmp_path / "source" / "in the way").mkdir(parents=True)
+    (tmp_path / "source" / "file").write_bytes(b"file")
+    (tmp_path / "source" / "good").write_bytes(b"good")
+    (tmp_path / "copy" / "file").mkdir(parents=True)
+    (tmp_path / "copy" / "in the way").write_bytes(b"no directory")
+    errors = group_of(lambda: copy_tree(tmp_path / "source", tmp_path / "copy"))
+    assert {"file": errno.EISDIR, "in the way": errno.ENOTDIR} == {
+        Path(error.filename).name: error.errno for error in errors
+    }
+    assert all(Path(error.filename2).is_relative_to(tmp_path / "copy") for error in errors)
+    assert (tmp_path / "copy" / "good").read_bytes() == b"good"
+    assert (tmp_path / "copy" / "in the way").read_bytes() == b"no directory"
+
+
+def test_on_error_takes_the_errors(tmp_path: Path) -> None:
+    """They are told as they happen, and nothing is raised."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"file")
+    (tmp_path / "copy" / "file").mkdir(parents=True)
+    told: list[OSError] = []
+    result = copy_tree(tmp_path / "source", tmp_path / "copy", on_error=told.append)
+    assert told == list(result.errors)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("inner", ["copy", "a/b", "."])
+def test_into_itself(tmp_path: Path, inner: str) -> None:
+    """What was there is copied once; the copy is not copied into itself."""
+    (tmp_path / "source" / "a").mkdir(parents=True)
+    (tmp_path / "source" / "file").write_bytes(b"file")
+    with pytest.raises((ExceptionGroup, OSError), match=r"not copied|into itself"):
+        copy_tree(tmp_path / "source", tmp_path / "source" / inner)
+    assert len(list((tmp_path / "source").rglob("*"))) < 8
+
+
+def test_deeper_than_any_path(tmp_path: Path) -> None:
+    """A path longer than PATH_MAX is only ever walked by descriptors."""
+    levels = 1200
+    top = os.open(tmp_path, os.O_RDONLY)
+    for root in ("source",):
+        os.mkdir(root, dir_fd=top)
+        fd = os.open(root, os.O_RDONLY, dir_fd=top)
+        for _ in range(levels):
+            os.mkdir("deep", dir_fd=fd)
+            below = os.open("deep", os.O_RDONLY, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
+        os.close(fd)
+    os.close(top)
+    result = copy_tree(tmp_path / "source", tmp_path / "copy")
+    assert (1, levels + 1) == (result.files, result.directories)
+    for name in ("source", "copy"):
+        subprocess.run(["rm", "-r", tmp_path / name], check=True)
+
+
+def test_followed_links_are_copied_as_what_they_point_to(tmp_path: Path) -> None:
+    """A loop and a dangling link are one error each."""
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "file").write_bytes(b"file")
+    (source / "link").symlink_to("file")
+    (source / "to d").symlink_to("d")
+    (source / "d" / "loop").symlink_to("..")
+    (source / "dangling").symlink_to("nowhere")
+    errors = group_of(lambda: copy_tree(source, tmp_path / "copy", follow_symlinks=True))
+    assert {errno.ELOOP, errno.ENOENT} == {error.errno for error in errors}
+    assert not (tmp_path / "copy" / "link").is_symlink()
+    assert (tmp_path / "copy" / "link").read_bytes() == b"file"
+    assert (tmp_path / "copy" / "to d").is_dir()
+
+
+def test_exclude(source: Path, tmp_path: Path) -> None:
+    """What it names is not copied, and an excluded directory is not looked into."""
+    asked: list[bytes] = []
+
+    def exclude(path: bytes, is_directory: bool) -> bool:
+        asked.append(path)
+        return path == b"wide" or path.endswith(b"f1")
+
+    copy_tree(source, tmp_path / "copy", exclude=exclude)
+    found = {str(path.relative_to(tmp_path / "copy")) for path in (tmp_path / "copy").rglob("*")}
+    assert "wide" not in found
+    assert not any(path.endswith("f1") for path in found)
+    assert "d/f2" in found
+    assert not any(path.startswith(b"wide/") for path in asked)
+
+
+def test_cancel(source: Path, tmp_path: Path) -> None:
+    """Nothing partial is under any name, and no descriptor is left."""
+    before = len(os.listdir("/proc/self/fd"))
+    cancel = threading.Event()
+    with pytest.raises(Cancelled):
+        copy_tree(
+            source,
+            tmp_path / "copy",
+            depth=2,
+            block_size=64 * KIB,
+            cancel=cancel,
+            progress=lambda done, total: cancel.set(),
+        )
+    assert before == len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path / "copy").rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            assert path.read_bytes() == (source / path.relative_to(tmp_path / "copy")).read_bytes()
+
+
+def test_open_files_are_bounded_by_depth(source: Path, tmp_path: Path) -> None:
+    """Twice the depth, and two for each directory on the way down or with files in flight."""
+    most = 0
+
+    def look(done: int, total: int) -> None:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/fd")))
+
+    before = len(os.listdir("/proc/self/fd"))
+    copy_tree(source, tmp_path / "copy", depth=4, progress=look)
+    assert most - before <= 2 * 4 + 2 * 8
+
+
+@pytest.mark.parametrize("preserve", ["links", "none", ["mode", "colour"]])
+def test_preserve_takes_names(source: Path, tmp_path: Path, preserve: str) -> None:
+    if preserve == "links":
+        copy_tree(source, tmp_path / "copy", preserve=preserve)
+        assert (tmp_path / "copy" / "plain").samefile(tmp_path / "copy" / "d" / "hard")
+    else:
+        with pytest.raises(ValueError, match="cannot preserve"):
+            copy_tree(source, tmp_path / "copy", preserve=preserve)
+
+
+@pytest.mark.root
+def test_as_an_ordinary_user() -> None:
+    """Files that may not be read are one error each; owners become the user's, as with cp -a."""
+    with scratch_directory() as scratch:
+        scratch.chmod(0o777)
+        source, ours, theirs = (scratch / name for name in ("source", "ours", "theirs"))
+        make_tree(source)
+        source.chmod(0o755)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+                assert group_of(lambda: copy_tree(source, ours, preserve="all"))
+                command: list[str | Path] = ["cp", "-a", source, theirs]
+                assert subprocess.run(command, capture_output=True).returncode == 1
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert snapshot(theirs) == snapshot(ours)
