@@ -22,6 +22,10 @@ from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, int], object]
 
+# By measurement (scripts/bench --sweep, 1 GiB, ext4 on a virtio disk, MiB/s of the whole command):
+# blocks of 1M at depth 1, 4, 16, 64, 256 gave 393, 570, 679, 687, 488; at depth 64 blocks of 64K,
+# 256K, 1M, 4M gave 520, 530, 687, 502. Flat from 16 MiB in flight on, and falling beyond 64 MiB:
+# touching the buffers for the first time costs more there than their number gains.
 DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
 BLOCK_SIZE_UNIT = 4096
