@@ -22,7 +22,17 @@ KIB, MIB = 1 << 10, 1 << 20
 def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
     """Run `aiocp --json ARGUMENTS` under strace; its standard output and the trace."""
     log = Path(arguments[-1]).parent / "strace.log"
-    command: list[str | Path] = ["strace", "-f", "-o", log, *options, sys.executable, "-m", "aiocp", "--json"]
+    command: list[str | Path] = [
+        "strace",
+        "-f",
+        "-o",
+        log,
+        *options,
+        sys.executable,
+        "-m",
+        "aiocp",
+        "--json",
+    ]
     try:
         done = subprocess.run([*command, *arguments], capture_output=True, text=True)
     except FileNotFoundError:
