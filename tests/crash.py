@@ -1,33 +1,42 @@
-"""Cut the power of a disk again and again while files are copied to it, and look what is there.
+"""Kill a copy, or cut the power of its disk, again and again, and look what is there.
 
-tests/test_power_cut.py runs these loops a few times, scripts/crash many. There are two ways to cut:
+tests/test_power_cut.py and tests/test_kill.py run these loops a few times, scripts/crash many.
+There are two ways to cut:
 
     shutdown     the file system stops where it is, its log unwritten: FS_IOC_SHUTDOWN. What only
                  its memory had is gone. ext4 and XFS.
     write cache  the device loses all that it was not told to flush. Any file system.
+
+A kill is a SIGKILL: the copy is gone, the kernel stays.
 """
 
 import argparse
 import fcntl
 import json
+import mmap
 import os
 import random
 import re
+import select
 import signal
 import stat
 import struct
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import IntEnum
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
+from typing import NoReturn
 
 from aiocp import copy_file
+from aiocp.destination import Destination
 from aiocp.direct import Direct
 from faulty_fuse import Rule, faulty_device
 from filesystems import (
@@ -35,6 +44,7 @@ from filesystems import (
     loop_device,
     make_filesystem,
     mount,
+    mounted,
     run,
     scratch_directory,
     sparse_file,
@@ -146,7 +156,7 @@ class Case:
 
 @dataclass
 class Tally:
-    """What was found after the cuts; `broken` are the promises that were not held."""
+    """What was found after the cuts or kills; `broken` are the promises that were not held."""
 
     cuts: int = 0
     found: Counter[str] = field(default_factory=Counter)
@@ -167,7 +177,7 @@ class Tally:
 
     def __str__(self) -> str:
         found = ", ".join(f"{count} {what}" for what, count in sorted(self.found.items()))
-        return f"{self.cuts} cuts: {found}; {self.hidden} hidden; {len(self.broken)} broken"
+        return f"{self.cuts} times: {found}; {self.hidden} hidden; {len(self.broken)} broken"
 
 
 def after_return(fstype: str, way: str, cuts: int, *, sync: bool = True) -> Tally:
@@ -242,19 +252,141 @@ def _wait_until_open(process: "subprocess.Popen[bytes]", path: Path) -> None:
             pass
 
 
+# --- kills ---------------------------------------------------------------------------------------
+
+
+class Phase(IntEnum):
+    """How far a copy has come."""
+
+    FORKED = 0
+    COPYING = 1
+    COMMITTING = 2
+    COMMITTED = 3
+    DONE = 4
+
+
+def kills(directory: Path, count: int, rng: random.Random) -> Tally:
+    """Kill copies to a file in an empty directory, three in four of them over an old one.
+
+    Half of the moments are anywhere in the copy, half while it gives the file its name.
+    """
+    tally = Tally()
+    lasts: dict[tuple[int, bool], list[float]] = {}  # how long each phase is, in seconds
+    with scratch_directory() as sources:
+        for _ in range(count):
+            size, mode, replaces = rng.choice(SIZES[:-1]), rng.choice(MODES), rng.random() < 0.75
+            prepare = partial(
+                Case.prepare, sources, directory / "copy", size, mode, replaces=replaces
+            )
+            if (size, replaces) not in lasts:
+                lasts[size, replaces] = _phases(prepare())
+                (directory / "copy").unlink()
+            case, phases = prepare(), lasts[size, replaces]
+            if rng.random() < 0.5:
+                _kill(case, Phase.COPYING, rng.uniform(0, 1.1 * sum(phases)))
+            else:
+                committing = phases[Phase.COMMITTING - Phase.COPYING]
+                _kill(case, Phase.COMMITTING, rng.uniform(0, 1.1 * committing))
+            tally.cuts += 1
+            allowed = ["new", "old"] if replaces else ["new", "absent"]
+            there = set(os.listdir(directory)) - {"copy"}
+            if there:
+                tally.broken.append(f"{case}: left behind: {', '.join(there)}")
+            tally.add(case, allowed)
+    return tally
+
+
+def _phases(case: Case) -> list[float]:
+    """How long a copy is in each of its phases, in seconds: the shortest of three."""
+    runs = []
+    for _ in range(3):
+        with _forked(case) as reached:
+            moments = [reached(phase) for phase in list(Phase)[1:]]
+        runs.append([end - start for start, end in pairwise(moments)])
+    return [min(lengths) for lengths in zip(*runs, strict=True)]
+
+
+def _kill(case: Case, phase: Phase, delay: float) -> None:
+    """Kill a copy `delay` seconds after it has reached a phase."""
+    with _forked(case) as reached:
+        moment = reached(phase) + delay
+        while time.perf_counter() < moment:
+            pass  # a sleep would be late
+
+
+@contextmanager
+def _forked(case: Case) -> Iterator[Callable[[Phase], float]]:
+    """Copy in a forked process, which is killed in the end; yield what waits for a phase of it.
+
+    Returns when all that it has started is gone as well: all of that has its pipe open.
+    """
+    reader, writer = os.pipe()
+    with mmap.mmap(-1, 1) as shared:
+        pid = os.fork()
+        if not pid:
+            _copy(case, shared)
+        os.close(writer)
+
+        def reached(phase: Phase) -> float:
+            end = time.perf_counter() + 60
+            while shared[0] < phase:
+                if time.perf_counter() > end:
+                    raise TimeoutError(f"{case}: not {phase.name}")
+            return time.perf_counter()
+
+        try:
+            yield reached
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            gone, _, _ = select.select([reader], [], [], 60)
+            os.close(reader)
+        if not gone or os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            raise ChildProcessError(f"{case}: the copy failed, or does not end")
+
+
+def _copy(case: Case, shared: mmap.mmap) -> NoReturn:
+    """Copy, note in `shared` how far it is, and wait for the kill."""
+    commit = Destination.commit
+
+    def marked(self: Destination) -> None:
+        shared[0] = Phase.COMMITTING
+        commit(self)
+        shared[0] = Phase.COMMITTED
+
+    try:
+        Destination.commit = marked  # type: ignore[method-assign]
+        shared[0] = Phase.COPYING
+        copy_file(case.source, case.destination)
+        shared[0] = Phase.DONE
+        while True:
+            signal.pause()
+    except BaseException:  # noqa: BLE001 - a child must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
 def main() -> int:
     """Run all loops; 1 if a promise was broken."""
     parser = argparse.ArgumentParser(prog="scripts/crash", description=__doc__.split("\n")[0])
     parser.add_argument("--cuts", type=int, default=200, help="power cuts of each kind (200)")
-    cuts = parser.parse_args().cuts
+    parser.add_argument("--kills", type=int, default=1000, help="kills on each system (1000)")
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
     broken: list[str] = []
     clean_up()
     try:
         for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
-            tally = loop(fstype, way, cuts)
+            tally = loop(fstype, way, options.cuts)
             name = loop.__name__.replace("_", " ")
             print(f"{fstype}, {way}, {name}: {tally}", *tally.broken, sep="\n  ", flush=True)
+            broken += tally.broken
+        for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+            with mounted(fstype) as mount_point:
+                (mount_point / "empty").mkdir()
+                tally = kills(mount_point / "empty", options.kills, random.Random(options.kills))
+            print(f"{fstype}, SIGKILL: {tally}", *tally.broken, sep="\n  ", flush=True)
             broken += tally.broken
     finally:
         clean_up(own=True)

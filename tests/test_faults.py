@@ -1,0 +1,266 @@
+"""Every system call of a copy, every fault: the destination is the old bytes or the new ones.
+
+A copy is traced, and then run again once for each of its calls and each error that the call can
+give, with that error there, and once more with the call failing for ever from there on. Whatever
+happens: exit status 0 if and only if the new bytes are in place, nothing else in the directory, one
+line on standard error, and an end.
+
+What strace cannot give honestly is a partial result (`retval=`): it fakes the result without making
+the call. After a faked io_submit the kernel has none of the iocbs, so nobody could reap them, and
+after a faked pwritev no byte is written. Short and partial results come from tests/fakes.py.
+"""
+
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import faults
+from faults import Call, Copy, Outcome
+
+KIB = 1 << 10
+NEW = random.Random(1).randbytes(300 * KIB + 777)
+OLD = random.Random(2).randbytes(100 * KIB)
+NOBODY = 65534
+
+FAULTS = {
+    "openat": ["EIO", "EMFILE", "EACCES", "ENOENT", "EINTR"],
+    "stat": ["EIO", "ENOENT", "EACCES"],
+    "statx": ["ENOSYS", "EIO"],
+    "fcntl": ["EINVAL", "EMFILE"],
+    "ioctl": ["EIO"],
+    "read": ["EIO", "EINTR"],
+    "close": ["EIO", "ENOSPC"],
+    "listxattr": ["EIO", "EOPNOTSUPP", "EPERM"],
+    "getxattr": ["EIO", "EOPNOTSUPP"],
+    "setxattr": ["ENOSPC", "EIO", "EPERM"],
+    "chown": ["EIO", "EPERM"],
+    "chmod": ["EIO", "EPERM"],
+    "fallocate": ["ENOSPC", "EOPNOTSUPP", "EFBIG", "EINTR", "EIO"],
+    "ftruncate": ["EIO", "EFBIG", "EPERM"],
+    "mmap": ["ENOMEM"],
+    "madvise": ["EINVAL", "ENOMEM"],
+    "io_setup": ["EAGAIN", "ENOMEM", "ENOSYS", "EPERM"],
+    "io_submit": ["EAGAIN", "EINVAL", "ENOMEM", "EINTR", "EIO"],
+    "io_getevents": ["EINVAL", "EPERM", "EINTR", "ENOSYS"],
+    "readv": ["EIO", "EINTR"],
+    "writev": ["ENOSPC", "EIO", "EINTR"],
+    "sync": ["EIO", "ENOSPC"],
+    "clone": ["EAGAIN", "ENOMEM"],
+    "link": ["EEXIST", "EIO", "ENOSPC", "EPERM"],
+    "rename": ["EIO", "ENOSPC", "EINVAL", "ENOSYS"],
+}
+
+# the names that a call has on one architecture or C library and not on the other
+NAMES = {
+    "stat": ["newfstatat", "fstat", "stat", "lstat"],
+    "listxattr": ["flistxattr"],
+    "getxattr": ["getxattr", "fgetxattr"],
+    "setxattr": ["fsetxattr", "fremovexattr"],
+    "chown": ["fchown"],
+    "chmod": ["fchmod"],
+    "io_getevents": ["io_getevents", "io_pgetevents"],
+    "readv": ["preadv"],
+    "writev": ["pwritev"],
+    "sync": ["fdatasync", "fsync", "syncfs"],
+    "clone": ["clone", "clone3"],
+    "link": ["linkat"],
+    "rename": ["rename", "renameat", "renameat2"],
+}
+ERRORS = {name: errors for call, errors in FAULTS.items() for name in NAMES.get(call, [call])}
+
+# what there is no way around, so that the copy has to fail
+FATAL = {
+    (name, error)
+    for call, errors in {
+        "chmod": ["EIO"],
+        "chown": ["EIO"],
+        "getxattr": ["EIO"],
+        "fallocate": ["ENOSPC", "EFBIG", "EIO"],
+        "ftruncate": ["EIO", "EFBIG", "EPERM"],
+        "mmap": ["ENOMEM"],
+        "readv": ["EIO"],
+        "writev": ["ENOSPC", "EIO"],
+        "sync": ["EIO", "ENOSPC"],
+        "link": ["EEXIST", "EIO", "ENOSPC", "EPERM"],
+        "rename": ["EIO", "ENOSPC"],
+    }.items()
+    for name in NAMES.get(call, [call])
+    for error in errors
+}
+
+ALWAYS = {"openat", "stat", "statx", "fcntl", "close", "fallocate", "ftruncate", "chmod"}
+AIO = {"io_setup", "io_submit", "io_getevents", "mmap"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A way for a copy to go, and calls that it must have made, or the faults prove nothing."""
+
+    name: str
+    calls: set[str]
+    old: bytes | None = None
+    refused: tuple[str, ...] = ()
+    uid: int = 0
+    hard_linked: bool = False
+    unreadable: bool = False  # the destination's directory
+
+    def __str__(self) -> str:
+        return self.name
+
+    def prepare(self, directory: Path) -> None:
+        """Make a directory to copy into."""
+        directory.mkdir()
+        copy = directory / "copy"
+        if self.old is not None:
+            copy.write_bytes(self.old)
+            copy.chmod(0o640)
+            os.chown(copy, 1234, 2345)
+            os.setxattr(copy, "user.note", b"kept")
+        if self.hard_linked:
+            os.link(copy, directory / "other")
+        if self.uid:
+            os.chown(directory, self.uid, self.uid)
+        if self.unreadable:
+            directory.chmod(0o333)
+
+
+CASES = [
+    Case("new", ALWAYS | AIO | {"link", "getxattr", "read"}),
+    Case("replaced", ALWAYS | AIO | {"chown", "setxattr", "clone", "link", "rename"}, old=OLD),
+    Case("new, without O_TMPFILE", ALWAYS | AIO | {"rename"}, refused=("O_TMPFILE",)),
+    Case("replaced, without O_TMPFILE", ALWAYS | AIO | {"rename"}, OLD, ("O_TMPFILE",)),
+    Case("replaced, without AIO", ALWAYS | {"readv", "writev", "sync"}, OLD, ("io_setup",)),
+    Case("new, directory not readable", ALWAYS | AIO | {"sync"}, uid=NOBODY, unreadable=True),
+    Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
+]
+
+
+@pytest.fixture
+def directory(mount_point: Callable[[str], Path]) -> Iterator[Path]:
+    """An empty directory on ext4 that any user can get to."""
+    point = mount_point("ext4")
+    point.parent.chmod(0o755)
+    directory = point / "faults"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
+
+
+class Round(NamedTuple):
+    """What can be run in one go: calls, the error that those of each name give, for how long."""
+
+    calls: list[Call]
+    errors: dict[str, str]
+    for_ever: bool
+
+
+def rounds(calls: list[Call]) -> Iterator[Round]:
+    """Every error of every call, and for ever the first one, or any of an AIO call."""
+    apart = {call.name for call in calls if call.by_child or call.name in NAMES["clone"]}
+    groups = [{call.name for call in calls} - apart, *({name} for name in apart)]
+    for group in groups:
+        for i in range(max((len(ERRORS[name]) for name in group), default=0)):
+            once = {name: ERRORS[name][i] for name in group if i < len(ERRORS[name])}
+            lasting = {name: once[name] for name in once if i == 0 or name.startswith("io_")}
+            # an interruption that lasts for ever is waited for, for ever
+            lasting = {name: error for name, error in lasting.items() if error != "EINTR"}
+            for for_ever, errors in ((False, once), (True, lasting)):
+                failing = [call for call in calls if call.name in errors]
+                if failing:
+                    yield Round(failing, errors, for_ever)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_call_every_fault(case: Case, directory: Path) -> None:
+    """The exit status tells whether the new bytes are in place, and nothing else has changed."""
+    source = directory / "source"
+    source.write_bytes(NEW)
+    copy = command(case, source, directory / "dry")
+    calls = [call for call in faults.trace(copy, directory / "log") if ours(call)]
+    made = {call.name for call in calls}
+    for name in case.calls:
+        assert made & set(NAMES.get(name, [name])), f"{name} was not traced"
+
+    def run(numbered: tuple[int, Round]) -> list[str]:
+        (directory / f"round{numbered[0]}").mkdir()
+        return list(complaints(case, source, directory / f"round{numbered[0]}", numbered[1]))
+
+    with ThreadPoolExecutor(4) as pool:  # the end of an AIO context is 30 ms of waiting
+        wrong = [
+            complaint for each in pool.map(run, enumerate(rounds(calls))) for complaint in each
+        ]
+    if wrong:
+        pytest.fail("\n".join(wrong), pytrace=False)
+
+
+def command(case: Case, source: Path, to: Path) -> Copy:
+    """The command for a case, in a directory that is made for it."""
+    case.prepare(to)
+    options = ["--depth=4", "--block-size=64K", str(source), str(to / "copy")]
+    return Copy(options, f"{to}.stderr", case.refused, case.uid)
+
+
+def complaints(case: Case, source: Path, directory: Path, faulty: Round) -> Iterator[str]:
+    """Run one round; what is wrong with what its copies have left."""
+    places = [directory / str(i) for i in range(len(faulty.calls))]
+    copies = [command(case, source, to) for to in places]
+    plan = list(zip(copies, faulty.calls, strict=True))
+    errors = {name: f"error={error}" for name, error in faulty.errors.items()}
+    outcomes = faults.inject(plan, errors, directory / "log", for_ever=faulty.for_ever)
+    for to, call, outcome in zip(places, faulty.calls, outcomes, strict=True):
+        fault = f"{faulty.errors[call.name]}{' for ever' * faulty.for_ever} at {call}"
+        # how often io_submit and io_getevents are called, and malloc's mmap, is not always the same
+        if not (outcome.injected or call.name.startswith(("io_", "mmap"))):
+            yield f"{fault}: it was not met"
+        met = outcome.injected.startswith(f"{call.name}(")
+        if met and outcome.status == 0 and (call.name, faulty.errors[call.name]) in FATAL:
+            yield f"{fault}: the status is 0"
+        yield from (f"{fault}: {wrong}; {outcome}" for wrong in judge(case, to, outcome))
+
+
+def ours(call: Call) -> bool:
+    """Whether to let the call fail: of mmap only that of the buffers, not malloc's."""
+    return call.name in ERRORS and (call.name != "mmap" or "MAP_NORESERVE" in call.text)
+
+
+def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
+    """What is wrong with what a copy has left."""
+    names = {"copy", "other"} if case.hard_linked else {"copy"}
+    there = sorted(os.listdir(directory))
+    copy = directory / "copy"
+    found = copy.read_bytes() if copy.exists() else None
+    lines = outcome.stderr.splitlines()
+    if outcome.status is None:
+        yield "it hung"
+    elif outcome.status == 0:
+        if found != NEW:
+            yield "status 0 without the new bytes"
+        if lines:
+            yield "status 0 with a message"
+    elif outcome.status == 1:
+        pattern = r"aiocp: cannot copy '[^']+' to '[^']+': [a-z][^:]+: .+"
+        if len(lines) != 1 or not re.fullmatch(pattern, lines[0]):
+            yield "the message is not one line with files, operation and reason"
+        if "copied, but" in outcome.stderr:
+            if found != NEW:
+                yield "it says copied and is not"
+        elif "incomplete" in outcome.stderr:
+            if not case.hard_linked:
+                yield "it says incomplete but was not in place"
+        elif found != case.old:
+            yield "status 1 with " + ("the new bytes" if found == NEW else "other bytes")
+        if "EINTR" in outcome.injected:
+            yield "EINTR is no failure"
+    else:
+        yield "neither status 0 nor 1"
+    if not set(there) <= names:
+        yield f"left behind: {there}"
