@@ -161,6 +161,7 @@ class Copier:
                 self.block_size,
                 in_place=self.in_place,
                 force=self.force,
+                follow=place.follow,
                 cancel=self.cancel,
             ) as destination,
             Context(self.depth, self.block_size) as context,

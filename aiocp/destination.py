@@ -33,7 +33,8 @@ _NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
 class Place:
     """Where a copy goes: an open directory and a name in it.
 
-    `readable` tells whether the directory can be synced: one that we may not read cannot.
+    `readable` tells whether the directory can be synced: one that we may not read cannot. `follow`
+    is for a link that only the kernel can follow: /dev/stdout, when that is a pipe.
     """
 
     def __init__(self, path: bytes) -> None:
@@ -42,7 +43,8 @@ class Place:
         Raises OSError: those of open(2); ENOENT for a dangling link, as cp refuses it.
         """
         with operation("open destination"):
-            head, self.name = os.path.split(_resolve(path))
+            resolved, self.follow = _resolve(path)
+            head, self.name = os.path.split(resolved)
             try:
                 self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
                 self.readable = True
@@ -75,6 +77,7 @@ class Destination:
         *,
         in_place: bool = False,
         force: bool = False,
+        follow: bool = False,
         preserve: frozenset[str] = frozenset(),
         mask: int | None = None,
         cancel: Cancel | None = None,
@@ -82,7 +85,8 @@ class Destination:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
 
         `directory` stays the caller's to close. `in_place` asks for an existing file to be written
-        under its name; `force` for a block device to be written although it is in use; `preserve`
+        under its name; `force` for a block device to be written although it is in use; `follow` is
+        that of its `Place`; `preserve`
         names attributes of the source to carry over; `mask` is the directory's, if it is known
         (metadata.creation_mask); `cancel` ends the wait for a FIFO's reader.
 
@@ -94,6 +98,7 @@ class Destination:
         self.in_place = in_place
         self.grown = False
         self._force, self._cancel = force, cancel
+        self._follow = follow
         self._preserve, self._mask = preserve, mask
         self._mode: int | None = None
         try:
@@ -117,7 +122,7 @@ class Destination:
 
     def _look(self) -> os.stat_result | None:
         try:
-            seen = os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=False)
+            seen = os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=self._follow)
         except FileNotFoundError:
             return None
         if stat.S_ISLNK(seen.st_mode):  # planted since it was resolved
@@ -143,11 +148,11 @@ class Destination:
 
     def _open_existing(self, existing: os.stat_result) -> File:
         directory = self.directory.fileno()
+        flags = os.O_WRONLY if self._follow else os.O_WRONLY | os.O_NOFOLLOW
         if stat.S_ISREG(existing.st_mode):
-            flags = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            file = File.open(self.name, flags, dir_fd=directory)
+            file = File.open(self.name, flags | os.O_NONBLOCK, dir_fd=directory)
         elif stat.S_ISBLK(existing.st_mode):  # O_EXCL: EBUSY for one that is mounted or claimed
-            flags = os.O_WRONLY | (0 if self._force else os.O_EXCL)
+            flags |= 0 if self._force else os.O_EXCL
             try:
                 file = File.open(self.name, flags, dir_fd=directory)
             except OSError as error:
@@ -155,7 +160,7 @@ class Destination:
                     raise fail(EBUSY, "mounted or in use, and not forced") from error
                 raise
         else:
-            file = stream.open_writer(self.name, directory, self._cancel)
+            file = stream.open_writer(self.name, flags, directory, self._cancel)
         if not os.path.samestat(os.fstat(file.fileno()), existing):
             raise fail(EEXIST, "replaced while being opened")
         return file
@@ -264,15 +269,19 @@ def temporary_name(name: bytes) -> bytes:
     return b"." + name[: 255 - 1 - len(suffix)] + suffix
 
 
-def _resolve(path: bytes) -> bytes:
-    """The path behind a symbolic link; a dangling one is refused as cp refuses it."""
+def _resolve(path: bytes) -> tuple[bytes, bool]:
+    """The path behind a symbolic link, and whether it is one that only the kernel can follow.
+
+    A dangling one is refused as cp refuses it.
+    """
     if path.endswith(b"/"):
         raise fail(ENOTDIR, "open destination")
     if not os.path.islink(path):
-        return path
+        return path, False
     if not os.path.exists(path):
         raise fail(ENOENT, "not writing through dangling symbolic link")
-    return os.path.realpath(path)
+    real = os.path.realpath(path)
+    return (real, False) if os.path.exists(real) else (path, True)
 
 
 def _check_size(device: int, source: Source) -> None:

@@ -39,11 +39,11 @@ def copy(read_fd: int, write_fd: int, block: memoryview, cancel: Cancel | None) 
         yield done
 
 
-def open_writer(name: bytes, dir_fd: int, cancel: Cancel | None) -> File:
+def open_writer(name: bytes, flags: int, dir_fd: int, cancel: Cancel | None) -> File:
     """Open a pipe or a device for writing; wait until a FIFO has a reader."""
     while True:
         try:
-            return File.open(name, os.O_WRONLY | os.O_NONBLOCK, dir_fd=dir_fd)
+            return File.open(name, flags | os.O_NONBLOCK, dir_fd=dir_fd)
         except OSError as error:
             if error.errno != ENXIO:
                 raise

@@ -79,6 +79,15 @@ def test_verbose_says_how(source: Path, tmp_path: Path) -> None:
     assert "aio-buffered, 4 of 64 in flight, synced" in done.stdout
 
 
+def test_standard_output_can_be_the_destination(source: Path, tmp_path: Path) -> None:
+    """A pipe that only the kernel can find behind /dev/stdout; a file that it can be a name of."""
+    piped = subprocess.run([*COMMAND, source, "/dev/stdout"], capture_output=True)
+    assert (0, source.read_bytes(), b"") == (piped.returncode, piped.stdout, piped.stderr)
+    with (tmp_path / "out").open("wb") as out:
+        assert subprocess.run([*COMMAND, source, "/dev/stdout"], stdout=out).returncode == 0
+    assert source.read_bytes() == (tmp_path / "out").read_bytes()
+
+
 def test_version() -> None:
     done = aiocp("--version")
     assert (0, f"aiocp {version('aiocp')}\n") == (done.returncode, done.stdout)

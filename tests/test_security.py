@@ -433,7 +433,7 @@ def test_a_link_that_changes_after_it_was_followed(
     copy.symlink_to(target)
     resolve = destination._resolve
 
-    def resolve_and_change(path: bytes) -> bytes:
+    def resolve_and_change(path: bytes) -> tuple[bytes, bool]:
         resolved = resolve(path)
         copy.unlink()
         copy.symlink_to(victim)
