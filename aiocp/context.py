@@ -6,6 +6,7 @@ io_setup is refused (no AIO in this kernel, a seccomp profile, fs.aio-max-nr) th
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from typing import Self
 
@@ -27,20 +28,17 @@ _idle: deque[Slots] = deque()
 class Context:
     """`depth` slots for the engine: prep, submit, reap; close when done.
 
-    `depth` is what fs.aio-max-nr allowed, at most what was asked. `plain` tells that operations
-    were done by plain system calls, one at a time.
+    `depth` is what fs.aio-max-nr allowed, at most what was asked.
     """
 
     def __init__(self, depth: int, block_size: int) -> None:
         self.block_size = block_size
-        self.notes: list[str] = []
-        self.performed = 0  # operations done by plain system calls
-        self._refusal = 0
+        self._taken = 0  # operations that the kernel took
+        self._performed = 0  # operations done by plain system calls instead
+        self._refusal = 0  # why, the errno that io_submit gave last
         self._slots = self._acquire(depth)
-        self.plain = not self._slots.maxevents
         self.depth = min(depth, self._slots.maxevents or depth)
-        if self.depth < depth:
-            self.notes.append(f"depth {self.depth} instead of {depth}: fs.aio-max-nr is exhausted")
+        self._asked = depth
         with operation("allocate buffers"):
             self._slots.resize(self.depth, block_size)
         self.prep_read = self._slots.prep_preadv
@@ -65,17 +63,34 @@ class Context:
             except OSError as error:
                 if error.errno not in _REFUSALS:
                     raise
-                if error.errno == EAGAIN:
+                self._refusal = error.errno or 0
+                if error.errno != EAGAIN:
+                    break
+                if _idle:
+                    _idle.pop().close()
+                else:
                     granted //= 2
-                    continue
-                self.notes.append(f"plain system calls instead of AIO: io_setup: {error.strerror}")
-            break
+            else:
+                break
         return slots
 
     @property
     def peak_in_flight(self) -> int:
         """The most operations that were in flight at once."""
         return self._slots.peak
+
+    @property
+    def plain(self) -> bool:
+        """Whether AIO was refused, so that operations were done by plain system calls."""
+        return not self._slots.maxevents or self._performed > self._taken
+
+    def notes(self) -> Iterator[str]:
+        """What could not be had as asked, and why."""
+        if self.depth < self._asked:
+            yield f"depth {self.depth} instead of {self._asked}: fs.aio-max-nr is exhausted"
+        if self._performed:
+            why = os.strerror(self._refusal)
+            yield f"{self._performed} operations by plain system calls, AIO was refused: {why}"
 
     def pad(self, slot: int, start: int, padding: bytes) -> None:
         """Put `padding` into the slot's block at `start`."""
@@ -92,9 +107,11 @@ class Context:
         queue's first iocb; that is left to `reap` too, which performs it when nothing is in flight.
         """
         slots = self._slots
-        while slots.queued and not self.plain:
+        while slots.queued and slots.maxevents:
             taken = slots.submit()
-            if taken <= 0 and taken != -EINTR:
+            if taken > 0:
+                self._taken += taken
+            elif taken != -EINTR:
                 self._refusal = -taken
                 return
 
@@ -109,7 +126,7 @@ class Context:
                 raise OSError(-count, f"reap: {os.strerror(-count)}")
         while slots.queued:
             if slots.perform() > 0:
-                self.performed += 1
+                self._performed += 1
                 return slots.completions(1)
         return []
 

@@ -288,7 +288,7 @@ def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:
 def _notes(
     how: direct.Direct, transfer: FileTransfer, context: Context, streamed: bool
 ) -> Iterator[str]:
-    yield from context.notes
+    yield from context.notes()
     if how == "auto" and not streamed:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"

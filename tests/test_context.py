@@ -14,6 +14,7 @@ import pytest
 
 from aiocp import context, copy_file
 from aiocp.context import Context
+from aiocp.slots import Slots
 from filesystems import unavailable
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -90,9 +91,9 @@ def test_what_the_kernel_sees(source: Path, tmp_path: Path, depth: int) -> None:
         ("io_setup:error=EAGAIN:when=1..2", {"method": "aio-direct", "depth": 4}),
         ("io_submit:error=EAGAIN:when=1", {"method": "aio-direct"}),
         ("io_submit:error=EAGAIN:when=3", {"method": "aio-direct", "peak_in_flight": 16}),
-        ("io_submit:error=ENOSYS", {"peak_in_flight": 1}),
-        ("io_submit:error=EPERM", {"peak_in_flight": 1}),
-        ("io_submit:error=EAGAIN", {"peak_in_flight": 1}),
+        ("io_submit:error=ENOSYS", {"method": "plain", "peak_in_flight": 1}),
+        ("io_submit:error=EPERM", {"method": "plain", "peak_in_flight": 1}),
+        ("io_submit:error=EAGAIN", {"method": "plain", "peak_in_flight": 1}),
         ("io_getevents,io_pgetevents:error=EINTR:when=2..9", {"method": "aio-direct"}),
         ("io_submit:error=EINTR:when=2", {"method": "aio-direct"}),
         ("fallocate:error=EOPNOTSUPP", {"method": "aio-direct", "synced": True}),
@@ -155,6 +156,22 @@ def test_buffers_of_idle_contexts_are_bounded() -> None:
     assert len(context._idle) <= context._KEEP_CONTEXTS
 
 
+def test_idle_contexts_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the depth is halved, what is only kept for reuse is given back to fs.aio-max-nr."""
+    for each in [Context(4, 4 * KIB) for _ in range(3)]:
+        each.close()
+    setup = Slots.setup
+
+    def exhausted(self: Slots, maxevents: int) -> None:
+        if context._idle:
+            raise OSError(errno.EAGAIN, "exhausted")
+        setup(self, maxevents)
+
+    monkeypatch.setattr(Slots, "setup", exhausted)
+    with Context(1000, 4 * KIB) as used:
+        assert (used.depth, list(used.notes())) == (1000, [])
+
+
 def test_a_child_forgets_its_parents_contexts(source: Path, tmp_path: Path) -> None:
     copy_file(source, tmp_path / "copy")
     assert context._idle
@@ -175,6 +192,22 @@ def test_close_waits_for_what_is_in_flight(source: Path) -> None:
             used.submit()
             used.close()
             assert used._slots.in_flight == 0
+
+
+def test_what_was_refused_is_noted(source: Path, tmp_path: Path) -> None:
+    """The depth that fs.aio-max-nr left, and why plain calls were made, stand in the notes."""
+    output, _ = strace(
+        ["-e", "trace=io_setup", "-e", "inject=io_setup:error=EAGAIN:when=1..2"],
+        "--depth=16",
+        source,
+        tmp_path / "copy",
+    )
+    assert json.loads(output)["notes"] == ["depth 4 instead of 16: fs.aio-max-nr is exhausted"]
+    output, _ = strace(
+        ["-e", "trace=io_setup", "-e", "inject=io_setup:error=ENOSYS"], source, tmp_path / "copy"
+    )
+    (note,) = json.loads(output)["notes"]
+    assert note == "44 operations by plain system calls, AIO was refused: Function not implemented"
 
 
 def test_perform_answers_as_the_system_call() -> None:
