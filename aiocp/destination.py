@@ -86,9 +86,9 @@ class Destination:
 
         `directory` stays the caller's to close. `in_place` asks for an existing file to be written
         under its name; `force` for a block device to be written although it is in use; `follow` is
-        that of its `Place`; `preserve`
-        names attributes of the source to carry over; `mask` is the directory's, if it is known
-        (metadata.creation_mask); `cancel` ends the wait for a FIFO's reader.
+        that of its `Place`; `preserve` names attributes of the source to carry over; `mask` is the
+        directory's, if it is known (metadata.creation_mask); `cancel` ends the wait for a FIFO's
+        reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
