@@ -20,8 +20,9 @@ from filesystems import mounted, run
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZES = {"ext4": 64 * MIB, "xfs": 300 * MIB, "btrfs": 256 * MIB, "tmpfs": 32 * MIB}
-POINTS = 25  # on each file system
-NEW = random.Random(1).randbytes(2 * MIB + 777)
+NEW = random.Random(1).randbytes(2 * MIB - 777)
+# what is left free on each file system: evenly, and so that it ends within the last block
+FREE = [i * 3 * MIB // 17 for i in range(17)] + [2 * MIB - i * 8 * KIB for i in range(1, 9)]
 OLD = random.Random(2).randbytes(100 * KIB)
 
 
@@ -89,18 +90,18 @@ def test_full_disk(fstype: str, how: str, source: Path) -> None:
         to = mount_point / "directory" / "copy"
         to.parent.mkdir()
         with filler(mount_point) as leave:
-            for point in range(POINTS):
+            for point, free in enumerate(FREE):
                 leave(8 * MIB)
                 to.unlink(missing_ok=True)
                 if point % 2:
                     to.write_bytes(OLD)
-                leave(point * 3 * MIB // POINTS)
+                leave(free)
                 error = attempt(copy, to)
                 if error:
                     assert errno.ENOSPC == error.errno
                     reasons.append(error.strerror)
         assert attempt(copy, to) is None
-    assert len(reasons) > POINTS // 2
+    assert len(reasons) > len(FREE) // 2
     assert len(set(reasons)) > (0 if how == "allocated" else 10)
 
 

@@ -118,7 +118,9 @@ def test_the_wheel_works_where_libaio_is_not(
     hide = " && ".join(
         f"mount --bind /dev/null {path}" for path in [*libraries, "/usr/include/libaio.h"]
     )
-    without_libaio = ("unshare", "-m", "sh", "-c", f'{hide} && exec "$@"', "sh")
+    # slave: what others unmount meanwhile does not stay mounted here
+    namespace = ("unshare", "--mount", "--propagation=slave")
+    without_libaio = (*namespace, "sh", "-c", f'{hide} && exec "$@"', "sh")
     system = (sys.executable, "-c", "import ctypes; ctypes.CDLL('libaio.so.1')")
     with pytest.raises(AssertionError, match=r"libaio\.so\.1: file too short"):
         run(*without_libaio, *system)
