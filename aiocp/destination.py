@@ -135,9 +135,10 @@ class Destination:
         if existing is None:
             self.in_place = False
             self.file = self._create()
-            if self._mask is None:
-                self._mask = metadata.creation_mask(self.directory.fileno())
-            self._mode = source.stat.st_mode & 0o777 & ~self._mask
+            if _takes_modes(self.fd):
+                if self._mask is None:
+                    self._mask = metadata.creation_mask(self.directory.fileno())
+                self._mode = source.stat.st_mode & 0o777 & ~self._mask
         elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
             self._open_replacement(existing)
         else:
@@ -170,8 +171,11 @@ class Destination:
         self._old = self._open_existing(existing)  # refuses what cp may not write either
         try:
             self.file = self._create()
-            self._mode = metadata.keep(self._old.fileno(), self.file.fileno())
-            os.fchmod(self.file.fileno(), 0o600)
+            takes_modes = _takes_modes(self.fd)
+            mode = metadata.keep(self._old.fileno(), self.fd)
+            if takes_modes:
+                self._mode = mode
+                os.fchmod(self.fd, 0o600)
         except PermissionError:
             self.file.close()
             self.file, self.in_place, self._mode = self._old, True, None
@@ -261,6 +265,14 @@ class Destination:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with suppress(*([OSError] if kind else [])):  # the first error is the one to report
             self.close()
+
+
+def _takes_modes(fd: int) -> bool:
+    """Whether the file system took the 0600 of a new file.
+
+    vfat gives every file the mode of the mount, and answers EPERM to a change of it.
+    """
+    return not os.fstat(fd).st_mode & 0o177
 
 
 def temporary_name(name: bytes) -> bytes:

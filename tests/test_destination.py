@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from aiocp import SourceChanged, copy_file
+from aiocp.destination import Destination
+from aiocp.linux import File
 from filesystems import (
     loop_device,
     make_filesystem,
@@ -241,6 +243,27 @@ def test_file_of_another_owner_is_written_in_place() -> None:
         assert as_nobody(lambda: copy_file(source, copy).in_place)
         assert source.read_bytes() == copy.read_bytes()
         assert copy.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_file_system_that_takes_no_modes(
+    source: Path, copy: Path, replaced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vfat gives a new file the mode of the mount, and EPERM to fchmod: that is no error."""
+
+    def create(self: Destination) -> File:
+        return File.open(b".", os.O_TMPFILE | os.O_RDWR, 0o755, dir_fd=self.directory.fileno())
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "vfat")
+
+    if not replaced:
+        copy.unlink()
+    monkeypatch.setattr(Destination, "_create", create)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    monkeypatch.setattr(os, "chmod", refuse)
+    assert not copy_file(source, copy).in_place
+    assert source.read_bytes() == copy.read_bytes()
 
 
 # --- devices -------------------------------------------------------------------------------------
