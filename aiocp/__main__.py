@@ -1,5 +1,21 @@
-"""python -m aiocp"""
+"""The `aiocp` command, and python -m aiocp."""
 
-from aiocp.cli import main
+import signal
+from typing import NoReturn
 
-main()
+
+def main() -> NoReturn:
+    """Run the command.
+
+    Until the copy takes the signals, ^C ends the process at once, as it would end cp, instead of
+    raising KeyboardInterrupt somewhere in the imports.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from aiocp import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
