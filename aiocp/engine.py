@@ -67,8 +67,9 @@ class Failure(NamedTuple):
 class Transfer:
     """An open source, an open destination and the extents still to copy between them.
 
-    Reads and writes are rounded up to `alignment` bytes; what a write covers past the end of its
-    block is `padding(length)`. A transfer without extents is only synced, e.g. a directory.
+    Reads are rounded up to `alignment` bytes, and so are direct writes; what a write covers past
+    the end of its block is `padding(length)`. Buffered writes are exact. A transfer without extents
+    is only synced, e.g. a directory.
     """
 
     read_fd = write_fd = -1
@@ -242,17 +243,18 @@ class Engine:
         self._prep(slot)
 
     def _prep(self, slot: int) -> None:
-        """Queue what is left of the slot's step, rounded up to the transfer's alignment."""
+        """Queue what is left of the slot's step, a direct write or any read rounded up."""
         transfer = self._transfer[slot]
         assert transfer is not None
         done, length, alignment = self._done[slot], self._length[slot], transfer.alignment
-        rest = -(-length // alignment) * alignment - done
         offset = self._offset[slot] + done
         if self._step[slot] is Step.READING:
+            rest = -(-length // alignment) * alignment - done
             self._direct[slot] = transfer.read_direct
             self._context.prep_read(slot, transfer.read_fd, done, rest, offset)
         else:
-            self._direct[slot] = transfer.write_direct
+            direct = self._direct[slot] = transfer.write_direct
+            rest = (-(-length // alignment) * alignment if direct else length) - done
             self._context.prep_write(slot, transfer.write_fd, done, rest, offset)
 
     def _begin_sync(self, slot: int, transfer: Transfer) -> None:
@@ -273,7 +275,7 @@ class Engine:
         length = self._length[slot]
         transfer.bytes_read += length
         missing = -length % transfer.alignment
-        if missing:
+        if missing and transfer.write_direct:
             try:
                 padding = transfer.padding(self._offset[slot] + length, missing)
             except OSError as error:

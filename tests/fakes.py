@@ -426,7 +426,13 @@ def assert_failed(transfer: FileTransfer) -> None:
 
 
 def assert_written_once(transfer: FileTransfer) -> None:
-    """Every block was written in one piece, once, at its offset, rounded up to the alignment."""
-    unit = transfer.alignment
-    blocks = [(start, -(-(end - start) // unit) * unit) for start, end in transfer.blocks]
+    """Every block was written in one piece, once, at its offset: a direct write rounded up to the
+    alignment, a buffered one not by a byte."""
+    direct = {o.offset for o in transfer.log if o.step is Step.WRITING and o.direct and o.res > 0}
+    blocks = [
+        (start, -(-(end - start) // unit) * unit)
+        for start, end in transfer.blocks
+        for unit in [transfer.alignment if start in direct else 1]
+    ]
     assert sorted(blocks) == sorted(transfer.destination.writes)
+    assert not direct or transfer.destination.alignment
