@@ -60,6 +60,10 @@ class Place:
             self.directory.close()
 
 
+_CLOSED = File()  # where there is none
+_LINKABLE: list[int] = []  # not empty once an unnamed file was found to have a path in /proc
+
+
 class Destination:
     """A destination opened for writing.
 
@@ -93,7 +97,7 @@ class Destination:
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
         """
-        self.file = self._old = File()
+        self.file = self._old = _CLOSED
         self.directory, self.name = directory, name
         self.in_place = in_place
         self.grown = False
@@ -101,6 +105,7 @@ class Destination:
         self._follow = follow
         self._preserve, self._mask = preserve, mask
         self._mode: int | None = None
+        self._exact = False
         try:
             with operation("open destination"):
                 existing = self._look()
@@ -115,6 +120,42 @@ class Destination:
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def small(
+        cls,
+        directory: File,
+        name: bytes,
+        mode: int,
+        made: set[int],
+        preserve: frozenset[str],
+    ) -> Self:
+        """Begin a new file in a directory where nothing has its name, written through the cache.
+
+        `mode` is the one it is to have, the directory's mask taken off; `made` remembers which
+        modes the kernel has given as asked. Unnamed, so that nobody can open it: it needs no
+        stricter mode meanwhile.
+
+        Raises OSError from open(2).
+        """
+        self = cls.__new__(cls)
+        self.file = self._old = _CLOSED
+        self.directory, self.name = directory, name
+        self.in_place = self.grown = self.replaces = self._force = False
+        self.regular = self.seekable = self._exact = True
+        self.alignment = 0
+        self._preserve, self._mask, self._cancel = preserve, None, None
+        self._mode = mode
+        try:
+            self.file = file = self._create(0o600 if preserve else mode)
+            if not preserve and not file.named:
+                if mode not in made and os.fstat(file.fileno()).st_mode & 0o7777 == mode:
+                    made.add(mode)
+                if mode in made:
+                    self._mode = None
+        except OSError as error:
+            raise fail(error.errno or EINVAL, "open destination") from error
+        return self
 
     @property
     def fd(self) -> int:
@@ -180,15 +221,15 @@ class Destination:
             self.file.close()
             self.file, self.in_place, self._mode = self._old, True, None
 
-    def _create(self) -> File:
+    def _create(self, mode: int = 0o600) -> File:
         directory = self.directory.fileno()
         try:
-            file = File.open(b".", os.O_TMPFILE | os.O_RDWR, dir_fd=directory)
+            file = File.open(b".", os.O_TMPFILE | os.O_RDWR, mode, dir_fd=directory)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
         else:
-            if os.path.exists(f"/proc/self/fd/{file.fileno()}"):  # else it could not be linked
+            if _is_linkable(file.fileno()):
                 return file
         return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)
 
@@ -219,25 +260,32 @@ class Destination:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""
         if not self.regular:
             return
-        with operation("truncate"):
-            if os.fstat(self.fd).st_size != length:
-                os.ftruncate(self.fd, length)
+        if not self._exact:
+            with operation("truncate"):
+                if os.fstat(self.fd).st_size != length:
+                    os.ftruncate(self.fd, length)
+        if self._mode is None and not self._preserve:
+            return
         with operation("set attributes"):
             metadata.carry(source.fd, source.stat, self.fd, self._preserve, self._mode)
 
-    def commit(self) -> None:
-        """Put the finished file under its name."""
+    def commit(self, *, flush: bool = True) -> None:
+        """Put the finished file under its name; `flush` if closing it may tell of an error."""
         if self.in_place:
             return
         directory = self.directory.fileno()
-        with operation("close"):
-            self.file.flush()
-        if self.replaces:
-            with operation("rename"):
+        doing = "close"
+        try:
+            if flush:
+                self.file.flush()
+            if self.replaces:
+                doing = "rename"
                 self.file.replace(self.name, temporary=temporary_name(self.name), dir_fd=directory)
-        else:
-            with operation("link"):
+            else:
+                doing = "link"
                 self.file.link(self.name, dir_fd=directory)
+        except OSError as error:
+            raise fail(error.errno or EINVAL, doing) from error
 
     def padding(self, offset: int, length: int) -> bytes:
         """What follows the copy's last byte in its last aligned unit: a file is cut there anyway,
@@ -273,6 +321,13 @@ def _takes_modes(fd: int) -> bool:
     vfat gives every file the mode of the mount, and answers EPERM to a change of it.
     """
     return not os.fstat(fd).st_mode & 0o177
+
+
+def _is_linkable(fd: int) -> bool:
+    """Whether there is a /proc, through which an unnamed file is linked."""
+    if not _LINKABLE and os.path.exists(f"/proc/self/fd/{fd}"):
+        _LINKABLE.append(fd)
+    return bool(_LINKABLE)
 
 
 def temporary_name(name: bytes) -> bytes:

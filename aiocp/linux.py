@@ -9,7 +9,11 @@ from typing import Self
 
 from aiocp._linux import ffi, lib
 
+_AT_FDCWD = -100
+_EINTR = 4
+
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
+_file_open = lib.file_open
 
 
 def _check(result: int) -> None:
@@ -31,24 +35,26 @@ class File:
     ) -> "File":
         """Open as `os.open` does, close-on-exec. Raises OSError from openat(2)."""
         file = cls()
-        file._retry(lib.file_open, _directory(dir_fd), path, flags, mode)
+        at = _AT_FDCWD if dir_fd is None else dir_fd
+        while (result := _file_open(file._file, at, path, flags, mode)) == -_EINTR:
+            pass  # signal handlers have run between these bytecodes (PEP 475)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
         return file
 
     @classmethod
     def create_named(cls, name: bytes, flags: int, mode: int = 0o600, *, dir_fd: int) -> "File":
         """Create a file under a temporary name that goes with it unless `link` or `replace` ran."""
         file = cls()
-        file._retry(lib.file_open_named, dir_fd, name, flags, mode)
-        return file
-
-    def _retry(self, call, *arguments: int | bytes) -> None:  # type: ignore[no-untyped-def]
-        while (result := call(self._file, *arguments)) == -_EINTR:
-            pass  # signal handlers have run between these bytecodes (PEP 475)
+        while (result := lib.file_open_named(file._file, dir_fd, name, flags, mode)) == -_EINTR:
+            pass
         _check(result)
+        return file
 
     def fileno(self) -> int:
         """The descriptor; -1 once closed."""
-        return int(self._file.fd)
+        fd: int = self._file.fd
+        return fd
 
     @property
     def named(self) -> bool:
@@ -76,10 +82,6 @@ class File:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _directory(dir_fd: int | None) -> int:
-    return _AT_FDCWD if dir_fd is None else dir_fd
 
 
 def allocate(fd: int, length: int) -> None:
@@ -110,5 +112,16 @@ def direct_alignment(fd: int) -> int | None:
     return max(int(memory[0]), int(offset[0]))
 
 
-_AT_FDCWD = -100
-_EINTR = 4
+def is_cached(fd: int, length: int) -> bool:
+    """Whether the first `length` bytes of a file are all in the page cache; False where the kernel
+    (before 6.5) does not say."""
+    return bool(lib.is_cached(fd, length))
+
+
+# those whose close(2) has nothing to say: ext2 to 4, XFS, Btrfs, tmpfs, F2FS, bcachefs
+_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
+
+
+def close_may_fail(fd: int) -> bool:
+    """Whether close(2) can tell of writes that failed late on this file system, as NFS's can."""
+    return lib.filesystem_type(fd) not in _SILENT_CLOSE

@@ -60,10 +60,11 @@ class Enter(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Anything in a directory but a directory."""
+    """Anything in a directory but a directory; `is_file` if the listing says a regular file."""
 
     directory: Directory
     name: bytes
+    is_file: bool
 
 
 class Leave(NamedTuple):
@@ -81,7 +82,7 @@ def walk(
     *,
     follow: bool = False,
     one_file_system: bool = False,
-    wanted: Callable[[bytes, bool], bool] = lambda path, is_directory: True,
+    wanted: Callable[[bytes, bool], bool] | None = None,
 ) -> Generator[Step, None, None]:
     """Give everything below `root`, parents first, directories at their end once more.
 
@@ -138,7 +139,7 @@ def _list(
     directory: Directory,
     below: list[bytes],
     follow: bool,
-    wanted: Callable[[bytes, bool], bool],
+    wanted: Callable[[bytes, bool], bool] | None,
 ) -> Iterator[Entry]:
     """Give the entries that are no directories; put the names of those that are into `below`."""
     with operation("list"), os.scandir(directory.fd()) as entries:
@@ -146,14 +147,15 @@ def _list(
             name = os.fsencode(entry.name)
             try:
                 is_directory = entry.is_dir(follow_symlinks=follow)
+                is_file = entry.is_file(follow_symlinks=False)
             except OSError:  # a link into nowhere we may look; its copy will say so
-                is_directory = False
-            if not wanted(directory.join(name), is_directory):
+                is_directory = is_file = False
+            if wanted is not None and not wanted(directory.join(name), is_directory):
                 continue
             if is_directory:
                 below.append(name)
             else:
-                yield Entry(directory, name)
+                yield Entry(directory, name, is_file)
 
 
 def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:

@@ -31,7 +31,7 @@ from aiocp.copier import (
 from aiocp.destination import Destination, temporary_name
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
-from aiocp.linux import File
+from aiocp.linux import File, close_may_fail
 from aiocp.metadata import ATTRIBUTES
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
@@ -157,7 +157,18 @@ def copy_tree(
 class _Target:
     """A destination directory that something is still to be put into."""
 
-    __slots__ = ("bits", "created", "directory", "file", "mask", "parent", "stat", "waiting")
+    __slots__ = (
+        "bits",
+        "created",
+        "directory",
+        "file",
+        "flush",
+        "made",
+        "mask",
+        "parent",
+        "stat",
+        "waiting",
+    )
 
     def __init__(
         self, file: File, directory: Directory, parent: "_Target | None", created: bool
@@ -165,6 +176,8 @@ class _Target:
         self.file, self.directory, self.parent, self.created = file, directory, parent, created
         self.stat = os.fstat(file.fileno())
         self.mask = metadata.creation_mask(file.fileno())
+        self.made: set[int] = set()  # modes that the kernel gives new files here as asked
+        self.flush = close_may_fail(file.fileno())
         self.bits = stat.S_IMODE(directory.stat.st_mode)  # to preserve
         self.waiting = 1  # entries not in place yet, and the walk itself
         if parent is not None:
@@ -198,7 +211,7 @@ class _TreeFile(FileTransfer):
     def __init__(
         self,
         target: _Target,
-        path: bytes,
+        name: bytes,
         source: Source,
         destination: Destination,
         sync: Sync,
@@ -213,9 +226,14 @@ class _TreeFile(FileTransfer):
         )
         if self.sync is not Sync.NONE:
             self.sync = sync
-        self.target, self.path = target, path
+        self.target, self.name = target, name
         self.linked: _Linked | None = None
         self.other_names: list[tuple[_Target, bytes, bytes]] = []  # with the path, for messages
+
+    @property
+    def path(self) -> bytes:
+        """Below the root, for messages."""
+        return self.target.directory.join(self.name)
 
     def close(self) -> None:
         with suppress(OSError):  # closed before the commit or thrown away
@@ -270,11 +288,14 @@ class _TreeCopier:
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.errors: list[OSError] = []
         # names in place are durable with the directory's sync; the mode alone is with the data's
+        self._attributes = preserve - {"links"}
         attributes = bool(preserve - {"mode", "links"})
         self._file_sync = (Sync.FSYNC if attributes else Sync.FDATASYNC) if sync else Sync.NONE
         self._root: _Target | None = None
         self._open: set[_TreeFile] = set()
         self._targets: set[_Target] = set()
+        self._alignments: dict[int, int] = {}
+        self._stream_block = memoryview(bytearray(_SMALL))
         self._linked: dict[tuple[int, int], _Linked] = {}
         self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
 
@@ -293,7 +314,7 @@ class _TreeCopier:
             self._failed,
             follow=self.follow,
             one_file_system=one_file_system,
-            wanted=lambda path, is_dir: exclude is None or not exclude(path, is_dir),
+            wanted=None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
         )
         transfers = self._transfers(steps)
         engine = Engine(context, transfers)
@@ -336,11 +357,13 @@ class _TreeCopier:
         for step in steps:
             if isinstance(step, Entry):
                 target: _Target = step.directory.data
-                path = step.directory.join(step.name)
                 try:
-                    transfer = self._entry(target, step, path)
+                    if step.is_file and not self.follow:
+                        transfer = self._file(target, step)
+                    else:
+                        transfer = self._entry(target, step, step.directory.join(step.name))
                 except OSError as error:
-                    self._failed(path, error)
+                    self._failed(step.directory.join(step.name), error)
                     continue
                 if transfer is not None:
                     yield transfer
@@ -398,6 +421,24 @@ class _TreeCopier:
         self.directories += 1
         return target
 
+    def _file(self, target: _Target, entry: Entry) -> Transfer | None:
+        """Begin to copy what is a regular file by the listing."""
+        source = Source.of_listing(
+            entry.name, entry.directory.fd(), self.block_size, self._alignments
+        )
+        seen = source.stat
+        linked = seen.st_nlink > 1 and "links" in self.preserve
+        key = (seen.st_dev, seen.st_ino)
+        path = entry.directory.join(entry.name) if linked else b""
+        if linked and key in self._linked:
+            source.close()
+            self._link(self._linked[key], target, entry.name, path)
+            return None
+        transfer = self._begin(target, entry.name, source)
+        if linked:
+            self._linked[key] = transfer.linked = _Linked(key, path, transfer)
+        return transfer
+
     def _entry(self, target: _Target, entry: Entry, path: bytes) -> Transfer | None:
         """Begin to copy a file; anything else is copied at once."""
         from_fd = entry.directory.fd()
@@ -409,7 +450,10 @@ class _TreeCopier:
             self._link(self._linked[key], target, entry.name, path)
             return None
         if stat.S_ISREG(seen.st_mode):
-            transfer = self._begin(target, entry, path, seen)
+            source = Source(
+                entry.name, "auto", self.block_size, dir_fd=from_fd, seen=seen, follow=self.follow
+            )
+            transfer = self._begin(target, entry.name, source)
             if linked:
                 self._linked[key] = transfer.linked = _Linked(key, path, transfer)
             return transfer
@@ -431,37 +475,33 @@ class _TreeCopier:
             self._linked[key] = _Linked(key, path, None, (made.st_dev, made.st_ino))
         return None
 
-    def _begin(
-        self, target: _Target, entry: Entry, path: bytes, seen: os.stat_result
-    ) -> "_TreeFile":
-        """Open both sides of a file."""
-        source = Source(
-            entry.name,
-            "auto",
-            self.block_size,
-            dir_fd=entry.directory.fd(),
-            seen=seen,
-            follow=self.follow,
-        )
+    def _begin(self, target: _Target, name: bytes, source: Source) -> "_TreeFile":
+        """Open the destination of a file."""
         size = source.size or 0
         try:
-            destination = Destination(
-                target.file,
-                entry.name,
-                source,
-                "never" if size <= _SMALL else "auto",
-                self.block_size,
-                preserve=self.preserve,
-                mask=target.mask,
-                cancel=self.cancel,
-            )
+            if size <= _SMALL and target.created:  # nothing is there but what was put there
+                mode = source.stat.st_mode & 0o777 & ~target.mask
+                destination = Destination.small(
+                    target.file, name, mode, target.made, self._attributes
+                )
+            else:
+                destination = Destination(
+                    target.file,
+                    name,
+                    source,
+                    "never" if size <= _SMALL else "auto",
+                    self.block_size,
+                    preserve=self._attributes,
+                    mask=target.mask,
+                    cancel=self.cancel,
+                )
         except BaseException:
             source.close()
             raise
-        transfer = _TreeFile(target, path, source, destination, self._file_sync, self.allow_changed)
+        transfer = _TreeFile(target, name, source, destination, self._file_sync, self.allow_changed)
         try:
             if source.size is None:
-                block = memoryview(bytearray(_SMALL))
+                block = self._stream_block
                 for size in stream.copy(source.fd, destination.fd, block, self.cancel):
                     transfer.bytes_read = transfer.bytes_written = size
             else:
@@ -543,7 +583,7 @@ class _TreeCopier:
         try:
             if transfer.failed:
                 raise what_stopped(transfer)
-            transfer.destination.commit()
+            transfer.destination.commit(flush=transfer.target.flush)
             self.files += 1
             self.bytes += transfer.size
             found = os.fstat(transfer.destination.fd) if linked else None

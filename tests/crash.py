@@ -349,9 +349,9 @@ def _copy(case: Case, shared: mmap.mmap) -> NoReturn:
     """Copy, note in `shared` how far it is, and wait for the kill."""
     commit = Destination.commit
 
-    def marked(self: Destination) -> None:
+    def marked(self: Destination, *, flush: bool = True) -> None:
         shared[0] = Phase.COMMITTING
-        commit(self)
+        commit(self, flush=flush)
         shared[0] = Phase.COMMITTED
 
     try:
