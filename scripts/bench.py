@@ -303,6 +303,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each peer copies (5; 3 in a sweep)")
     parser.add_argument("--dir", type=Path, default=Path(), help="in which to copy")
     parser.add_argument("--quick", action="store_true", help="256M, 3 rounds")
+    parser.add_argument("--tree", action="store_true", help="many small files instead of one large")
+    parser.add_argument("--files", type=int, default=20_000, help="how many in the tree")
+    parser.add_argument("--when", default="cold,warm", help="cold,warm: is the tree in memory")
+    parser.add_argument("--on", metavar="TYPE,...", help="new file systems: ext4, xfs, btrfs")
     parser.add_argument("--sweep", action="store_true", help="aiocp alone: depth x block size")
     parser.add_argument("--compare", action="store_true", help="the bytes in each round, not one")
     parser.add_argument("--only", metavar="NAME,...", help=f"of {', '.join(PEERS)}")
@@ -323,8 +327,25 @@ def parse_arguments() -> argparse.Namespace:
     return options
 
 
+def tree(options: argparse.Namespace) -> None:
+    """Many small files: scripts/bench_tree.py."""
+    import bench_tree
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    only = options.only.split(",") if options.only else None
+    rest = options.files, options.rounds, options.when.split(","), only
+    if options.on:
+        bench_tree.on_filesystems(options.on.split(","), *rest)
+        return
+    with tempfile.TemporaryDirectory(prefix="aiocp-bench-", dir=options.dir) as directory:
+        bench_tree.run_tree(Path(directory), *rest)
+
+
 def main() -> None:
     options = parse_arguments()
+    if options.tree:
+        tree(options)
+        return
     peers = sweep_peers() if options.sweep else dict(PEERS)
     if options.only:
         peers = {name: peers[name] for name in options.only.split(",")}
