@@ -16,6 +16,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR, ESTALE
 from functools import partial
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from time import perf_counter
 
 from aiocp import metadata, stream
@@ -40,6 +41,15 @@ from aiocp.tree import Directory, Enter, Entry, Step, walk
 # Up to this size a file is written through the page cache: one that is synced soon costs no more
 # there, and needs neither its space reserved nor its tail cut.
 _SMALL = 256 << 10
+
+# How many directories on the way down are kept open; those above, but the root, are opened again
+# from the one below
+_KEPT_OPEN = 32
+
+# How many descriptors are left to the rest of the process
+_OTHERS = 64
+
+_CLOSED = File()
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -87,7 +97,8 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sync, allow_changed, cancel: as for `copy_file`, for all files together.
+        depth, block_size, sync, allow_changed, cancel: as for `copy_file`, for all files together;
+            depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all". Without "mode" a new file has the
             source's permission bits less the umask. Symbolic links, FIFOs, sockets and device
@@ -126,7 +137,7 @@ def copy_tree(
         cancel=cancel,
     )
     begun = perf_counter()
-    with Context(depth, block_size) as context:
+    with Context(_affordable(depth), block_size) as context:
         try:
             copier.run(context, one_file_system, exclude)
         except OSError as error:
@@ -154,11 +165,21 @@ def copy_tree(
     return result
 
 
+def _affordable(depth: int) -> int:
+    """The depth that RLIMIT_NOFILE allows: two descriptors for each slot, those of the directories
+    on the way down on both sides, and some for who else is in this process."""
+    limit, _ = getrlimit(RLIMIT_NOFILE)
+    if limit == RLIM_INFINITY:
+        return depth
+    return max(1, min(depth, (limit - 2 * _KEPT_OPEN - _OTHERS) // 2))
+
+
 class _Target:
     """A destination directory that something is still to be put into."""
 
     __slots__ = (
         "bits",
+        "child",
         "created",
         "directory",
         "file",
@@ -179,12 +200,39 @@ class _Target:
         self.made: set[int] = set()  # modes that the kernel gives new files here as asked
         self.flush = close_may_fail(file.fileno())
         self.bits = stat.S_IMODE(directory.stat.st_mode)  # to preserve
+        self.child: _Target | None = None  # the last that was entered
         self.waiting = 1  # entries not in place yet, and the walk itself
         if parent is not None:
             parent.waiting += 1
+            parent.child = self
 
     def fd(self) -> int:
-        return self.file.fileno()
+        return self.opened().fileno()
+
+    def opened(self) -> File:
+        """The directory's file, opened again from below if it is parked.
+
+        Raises OSError ESTALE where it was moved meanwhile.
+        """
+        if self.file.fileno() >= 0:
+            return self.file
+        below, levels = self, 0
+        while below.file.fileno() < 0:
+            if below.child is None:
+                raise fail(ESTALE, "open directory again")
+            below, levels = below.child, levels + 1
+        file = below.file
+        with operation("open directory again"):
+            for _ in range(levels):
+                file = File.open(b"..", _DIRECTORY, dir_fd=file.fileno())
+            if not self.is_same(os.fstat(file.fileno())):
+                raise fail(ESTALE, "moved while being copied")
+        self.file = file
+        return file
+
+    def park(self) -> None:
+        """Close the directory for now; those who have it for a file in flight keep it."""
+        self.file = _CLOSED
 
     def is_same(self, status: os.stat_result) -> bool:
         return os.path.samestat(self.stat, status)
@@ -395,6 +443,13 @@ class _TreeCopier:
             created = _make_directory(directory.name, parent.fd())
             file = File.open(directory.name, _DIRECTORY, dir_fd=parent.fd())
         directory.data = self._take(file, directory, parent, created)
+        above: _Target | None = parent
+        for _ in range(_KEPT_OPEN):
+            if above is None:
+                return
+            above = above.parent
+        if above is not None and above.parent is not None:
+            above.park()
 
     def _make_root(self, directory: Directory) -> "_Target":
         with operation("make directory"):
@@ -482,11 +537,11 @@ class _TreeCopier:
             if size <= _SMALL and target.created:  # nothing is there but what was put there
                 mode = source.stat.st_mode & 0o777 & ~target.mask
                 destination = Destination.small(
-                    target.file, name, mode, target.made, self._attributes
+                    target.opened(), name, mode, target.made, self._attributes
                 )
             else:
                 destination = Destination(
-                    target.file,
+                    target.opened(),
                     name,
                     source,
                     "never" if size <= _SMALL else "auto",
@@ -575,7 +630,7 @@ class _TreeCopier:
             assert isinstance(transfer, _TargetSync)
             if transfer.failed:
                 self._failed(transfer.target.directory.path, what_stopped(transfer))
-            self._settled(transfer.target)
+            self._arrived(self._settle(transfer.target))
 
     def _commit(self, transfer: "_TreeFile") -> None:
         """Put a finished file, and the names linked to it, in place."""
@@ -608,26 +663,36 @@ class _TreeCopier:
         for target, _, _ in transfer.other_names:
             self._arrived(target)
 
-    def _arrived(self, target: _Target) -> None:
+    def _arrived(self, target: _Target | None) -> None:
         """One thing less is to be put into a directory; after the last it is finished."""
-        target.waiting -= 1
-        if target.waiting:
-            return
-        try:
-            with operation("set attributes"):
-                target.finish(self.preserve)
-        except OSError as error:
-            self._failed(target.directory.path, error)
-        if self.sync:
-            self._begun.append(_TargetSync(target))
-        else:
-            self._settled(target)
+        while target is not None:
+            target.waiting -= 1
+            if target.waiting:
+                return
+            try:
+                with operation("set attributes"):
+                    target.finish(self.preserve)
+            except OSError as error:
+                self._failed(target.directory.path, error)
+            if self.sync:
+                try:
+                    self._begun.append(_TargetSync(target))
+                except OSError as error:
+                    self._failed(target.directory.path, error)
+                else:
+                    return
+            target = self._settle(target)
 
-    def _settled(self, target: _Target) -> None:
-        if target.parent is not None:
+    def _settle(self, target: _Target) -> _Target | None:
+        """Let go of a finished directory; the one that it counts as an entry of."""
+        parent = target.parent
+        if parent is not None:
+            with suppress(OSError):  # told when the parent is needed
+                if parent.child is target:
+                    parent.opened()
             self._targets.discard(target)
             target.file.close()
-            self._arrived(target.parent)
+        return parent
 
     def _failed(self, path: bytes, error: BaseException) -> None:
         """Take down what was not copied."""

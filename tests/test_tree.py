@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -142,6 +143,41 @@ def test_deeper_than_any_path(tmp_path: Path) -> None:
     assert (1, levels + 1) == (result.files, result.directories)
     for name in ("source", "copy"):
         subprocess.run(["rm", "-r", tmp_path / name], check=True)
+
+
+DEEP = """
+import os, resource, sys
+from aiocp import copy_tree
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+top = os.getcwd()
+os.mkdir("source")
+os.chdir("source")
+for level in range(600):
+    os.mkdir("deep")
+    os.mkdir("empty")
+    for name in ("one", "two"):
+        with open(name, "w") as file:
+            file.write(str(level))
+    os.link("one", "deep/link")
+    os.chdir("deep")
+os.chdir(top)
+result = copy_tree("source", "copy", depth=1000, sync=bool(int(sys.argv[1])), preserve="all")
+assert result.files == 1800, result
+assert result.depth < 128, result
+for level in range(600):
+    os.chdir("copy" if level == 0 else "deep")
+    assert open("one").read() == open("two").read() == str(level)
+    assert os.path.samefile("one", "deep/link")
+"""
+
+
+@pytest.mark.parametrize("sync", ["0", "1"])
+def test_deep_trees_need_few_descriptors(tmp_path: Path, sync: str) -> None:
+    """Directories far up are closed, and depth is bounded, where RLIMIT_NOFILE is low."""
+    command = [sys.executable, "-c", DEEP, sync]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (0, "") == (done.returncode, done.stderr)
+    subprocess.run(["rm", "-r", tmp_path / "source", tmp_path / "copy"], check=True)
 
 
 def test_followed_links_are_copied_as_what_they_point_to(tmp_path: Path) -> None:
