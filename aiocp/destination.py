@@ -301,11 +301,13 @@ class Destination:
     def close(self) -> None:
         """Close; what was not committed is gone. Raises OSError from close(2); idempotent."""
         try:
-            with operation("close"):
-                self.file.close()
+            self.file.close()
+        except OSError as error:
+            raise fail(error.errno or EINVAL, "close") from error
         finally:
-            with suppress(OSError):  # what is said of the file that was replaced matters no more
-                self._old.close()
+            if self._old is not _CLOSED:
+                with suppress(OSError):  # what is said of the file that was replaced is no matter
+                    self._old.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,7 +13,7 @@ _AT_FDCWD = -100
 _EINTR = 4
 
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
-_file_open = lib.file_open
+_file_open, _file_close = lib.file_open, lib.file_close
 
 
 def _check(result: int) -> None:
@@ -75,7 +75,8 @@ class File:
 
     def close(self) -> None:
         """Close, and remove the temporary name. Raises OSError from close(2); idempotent."""
-        _check(lib.file_close(self._file))
+        if (result := _file_close(self._file)) < 0:
+            raise OSError(-result, os.strerror(-result))
 
     def __enter__(self) -> Self:
         return self

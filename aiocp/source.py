@@ -123,8 +123,10 @@ class Source:
 
     def close(self) -> None:
         """Close; idempotent."""
-        with operation("close source"):
+        try:
             self.file.close()
+        except OSError as error:
+            raise fail(error.errno or ESTALE, "close source") from error
 
     def __enter__(self) -> Self:
         return self

@@ -284,10 +284,13 @@ class _TreeFile(FileTransfer):
         return self.target.directory.join(self.name)
 
     def close(self) -> None:
-        with suppress(OSError):  # closed before the commit or thrown away
-            self.destination.close()
-        with suppress(OSError):
-            self.source.close()
+        try:
+            self.destination.close()  # its errors were told before the commit, or it is thrown away
+        except OSError:
+            pass
+        finally:
+            with suppress(OSError):
+                self.source.close()
 
 
 class _TargetSync(DirectorySync):
