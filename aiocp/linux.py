@@ -119,8 +119,15 @@ def is_cached(fd: int, length: int) -> bool:
     return bool(lib.is_cached(fd, length))
 
 
+_BTRFS = 0x9123683E
+
 # those whose close(2) has nothing to say: ext2 to 4, XFS, Btrfs, tmpfs, F2FS, bcachefs
-_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
+_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, _BTRFS, 0x01021994, 0xF2F52010, 0xCA451A4E})
+
+
+def is_btrfs(fd: int) -> bool:
+    """Whether a file is on Btrfs."""
+    return bool(lib.filesystem_type(fd) == _BTRFS)
 
 
 def close_may_fail(fd: int) -> bool:

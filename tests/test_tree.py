@@ -2,15 +2,19 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from aiocp import Cancelled, copy_tree
+from aiocp import Cancelled, copy_tree, tree_copier
+from aiocp.linux import sync_filesystem
 from filesystems import scratch_directory
 from trees import KIB, MIB, differences, make_tree, snapshot
 
@@ -178,6 +182,72 @@ def test_deep_trees_need_few_descriptors(tmp_path: Path, sync: str) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (0, "") == (done.returncode, done.stderr)
     subprocess.run(["rm", "-r", tmp_path / "source", tmp_path / "copy"], check=True)
+
+
+@pytest.fixture
+def many_on_btrfs(mount_point: Callable[[str], Path], tmp_path: Path) -> Iterator[Path]:
+    """A directory on Btrfs with a source of 1,300 files in three directories."""
+    directory = Path(tempfile.mkdtemp(dir=mount_point("btrfs")))
+    for i in range(1300):
+        file = directory / "source" / str(i % 3) / str(i)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"%d" % i * (i % 7))
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.mark.root
+def test_on_btrfs_files_are_synced_together(
+    many_on_btrfs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names that a sync of the file system finds are those whose bytes the one before it, or
+    an earlier one, found; after the last name there is one more sync."""
+    source, copy = many_on_btrfs / "source", many_on_btrfs / "copy"
+    found: list[int] = []
+
+    def sync(fd: int) -> None:
+        found.append(sum(path.is_file() for path in copy.rglob("*")))
+        sync_filesystem(fd)
+
+    monkeypatch.setattr(tree_copier, "sync_filesystem", sync)
+    monkeypatch.setattr(tree_copier, "_batch", lambda: 512)
+    result = copy_tree(source, copy)
+    assert found[0] == 0
+    assert found == sorted(found)
+    assert all(after - before <= 512 for before, after in pairwise(found))
+    assert (found[-1], len(found)) == (1300, result.syncs)
+    assert differences(source, copy, "-rcni") == ""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("failing", [1, 2, 4])
+def test_a_failed_sync_of_the_file_system(
+    many_on_btrfs: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """No file that waited for it gets its name, and each is an error; the last fails the whole."""
+    source, copy = many_on_btrfs / "source", many_on_btrfs / "copy"
+    calls = 0
+
+    def sync(fd: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == failing:
+            raise OSError(errno.EIO, "injected")
+        sync_filesystem(fd)
+
+    monkeypatch.setattr(tree_copier, "sync_filesystem", sync)
+    monkeypatch.setattr(tree_copier, "_batch", lambda: 512)
+    before = len(os.listdir("/proc/self/fd"))
+    errors = group_of(lambda: copy_tree(source, copy))
+    assert before == len(os.listdir("/proc/self/fd"))
+    assert {errno.EIO} == {error.errno for error in errors}
+    left = {str(path.relative_to(copy)) for path in copy.rglob("*") if path.is_file()}
+    if failing == 4:
+        assert ([str(copy)], 1300) == ([error.filename2 for error in errors], len(left))
+    else:
+        failed = {str(Path(error.filename).relative_to(source)) for error in errors}
+        assert len(errors) == len(failed) == 512
+        assert (1300 - 512, set()) == (len(left), left & failed)
 
 
 def test_followed_links_are_copied_as_what_they_point_to(tmp_path: Path) -> None:

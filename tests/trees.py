@@ -87,9 +87,9 @@ def _files(top: bytes) -> list[bytes]:
     return found
 
 
-def differences(one: Path, two: Path) -> str:
+def differences(one: Path, two: Path, options: str = "-naciHAXS") -> str:
     """What rsync would still do to make `two` the same as `one`: nothing, if it is."""
-    command = ["rsync", "-naciHAXS", "--delete", f"{one}/", f"{two}/"]
+    command = ["rsync", options, "--delete", f"{one}/", f"{two}/"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
