@@ -6,7 +6,7 @@ place leaves the destination as it was.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from errno import EINVAL
 from time import perf_counter
@@ -16,6 +16,7 @@ from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination, Place
 from aiocp.errors import Cancel, Cancelled, fail, look, operation
 from aiocp.linux import sync_filesystem
+from aiocp.metadata import attributes
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
 
@@ -71,6 +72,8 @@ def copy_file(
     in_place: bool = False,
     allow_changed: bool = False,
     force: bool = False,
+    preserve: Iterable[str] = (),
+    remove_destination: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> CopyResult:
@@ -87,7 +90,11 @@ def copy_file(
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
             it grew by is not copied. A source that shrank is always an error.
-        force: write to a block device that is mounted or otherwise in use.
+        force: write to a block device that is mounted or otherwise in use, and replace a file that
+            may not be opened.
+        preserve: as for `copy_tree`; "links" makes a new file of one that has several names.
+        remove_destination: make a new file in place of what is there, a symbolic link included,
+            that has nothing of the old one's owner, mode and attributes.
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
         cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
@@ -98,14 +105,24 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth or block_size out of range.
+        ValueError: depth, block_size or preserve out of range.
     """
     check_depth(depth)
     check_block_size(block_size)
     if direct not in ("auto", "always", "never"):
         raise ValueError(f"direct must be 'auto', 'always' or 'never', not {direct!r}")
     copier = Copier(
-        depth, block_size, direct, sync, in_place, allow_changed, force, progress, cancel
+        depth,
+        block_size,
+        direct,
+        sync,
+        in_place,
+        allow_changed,
+        force,
+        attributes(preserve),
+        remove_destination,
+        progress,
+        cancel,
     )
     source, destination = os.fsencode(src), os.fsencode(dst)
     if os.path.isdir(destination):
@@ -143,6 +160,8 @@ class Copier:
     in_place: bool
     allow_changed: bool
     force: bool
+    preserve: frozenset[str]
+    remove: bool
     progress: Progress | None
     cancel: Cancel | None
 
@@ -152,7 +171,7 @@ class Copier:
         look(self.cancel)
         with (
             Source(src, self.direct, self.block_size) as source,
-            Place(dst) as place,
+            Place(dst, follow=not self.remove) as place,
             Destination(
                 place.directory,
                 place.name,
@@ -162,6 +181,8 @@ class Copier:
                 in_place=self.in_place,
                 force=self.force,
                 follow=place.follow,
+                preserve=self.preserve,
+                remove=self.remove,
                 cancel=self.cancel,
             ) as destination,
             Context(self.depth, self.block_size) as context,
@@ -173,6 +194,8 @@ class Copier:
                 allow_changed=self.allow_changed,
                 must_be_direct=self.direct == "always",
             )
+            if transfer.sync is not engine.Sync.NONE and self.preserve - {"mode", "links"}:
+                transfer.sync = engine.Sync.FSYNC  # the times too
             streamed = source.size is None or not destination.seekable
             try:
                 self._fill(transfer, context)

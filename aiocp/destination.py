@@ -37,13 +37,15 @@ class Place:
     is for a link that only the kernel can follow: /dev/stdout, when that is a pipe.
     """
 
-    def __init__(self, path: bytes) -> None:
-        """Resolve `path` through a symbolic link at its end, and open its directory.
+    def __init__(self, path: bytes, *, follow: bool = True) -> None:
+        """Resolve `path` through a symbolic link at its end, if `follow`, and open its directory.
 
         Raises OSError: those of open(2); ENOENT for a dangling link, as cp refuses it.
         """
         with operation("open destination"):
-            resolved, self.follow = _resolve(path)
+            if path.endswith(b"/"):
+                raise fail(ENOTDIR, "open destination")
+            resolved, self.follow = _resolve(path) if follow else (path, False)
             head, self.name = os.path.split(resolved)
             try:
                 self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
@@ -84,15 +86,17 @@ class Destination:
         follow: bool = False,
         preserve: frozenset[str] = frozenset(),
         mask: int | None = None,
+        remove: bool = False,
         cancel: Cancel | None = None,
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
 
         `directory` stays the caller's to close. `in_place` asks for an existing file to be written
-        under its name; `force` for a block device to be written although it is in use; `follow` is
-        that of its `Place`; `preserve` names attributes of the source to carry over; `mask` is the
-        directory's, if it is known (metadata.creation_mask); `cancel` ends the wait for a FIFO's
-        reader.
+        under its name; `force` for a block device to be written although it is in use, and for a
+        file that may not be opened to be replaced; `follow` is that of its `Place`; `preserve`
+        names attributes of the source to carry over; `mask` is the directory's, if it is known
+        (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there;
+        `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -103,7 +107,7 @@ class Destination:
         self.grown = False
         self._force, self._cancel = force, cancel
         self._follow = follow
-        self._preserve, self._mask = preserve, mask
+        self._preserve, self._mask, self._remove = preserve, mask, remove
         self._mode: int | None = None
         self._exact = False
         try:
@@ -112,7 +116,14 @@ class Destination:
                 if existing and os.path.samestat(existing, source.stat):
                     raise _same_file()
                 self.replaces = existing is not None
-                self._open(existing, source)
+                if existing and (remove or ("links" in preserve and existing.st_nlink > 1)):
+                    existing = None  # as cp, which removes it first
+                try:
+                    self._open(existing, source)
+                except PermissionError:
+                    if existing is None or not force or stat.S_ISBLK(existing.st_mode):
+                        raise
+                    self._open(None, source)
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
                 self.seekable = self.regular or stat.S_ISBLK(mode)
@@ -166,7 +177,7 @@ class Destination:
             seen = os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=self._follow)
         except FileNotFoundError:
             return None
-        if stat.S_ISLNK(seen.st_mode):  # planted since it was resolved
+        if stat.S_ISLNK(seen.st_mode) and not self._remove:  # planted since it was resolved
             raise fail(ELOOP, "open destination")
         if stat.S_ISDIR(seen.st_mode):
             raise fail(EISDIR, "open destination")
@@ -179,7 +190,7 @@ class Destination:
             if _takes_modes(self.fd):
                 if self._mask is None:
                     self._mask = metadata.creation_mask(self.directory.fileno())
-                self._mode = source.stat.st_mode & 0o777 & ~self._mask
+                self._mode = metadata.new_mode(source.stat.st_mode, self._preserve) & ~self._mask
         elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
             self._open_replacement(existing)
         else:
@@ -343,8 +354,6 @@ def _resolve(path: bytes) -> tuple[bytes, bool]:
 
     A dangling one is refused as cp refuses it.
     """
-    if path.endswith(b"/"):
-        raise fail(ENOTDIR, "open destination")
     if not os.path.islink(path):
         return path, False
     if not os.path.exists(path):

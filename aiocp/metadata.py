@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 
 _ACL = "system.posix_acl_access"
@@ -16,7 +17,30 @@ _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA)
 # what can be preserved, by cp's names
 ATTRIBUTES = frozenset({"mode", "ownership", "timestamps", "links", "context", "xattr"})
 
+# next to them: ALL is all of them, WHERE_POSSIBLE that xattr and context need not succeed, as with
+# cp -a; with DEFAULT_MODE new files get 0666, directories 0777, less the umask, whatever the
+# source's mode
+ALL, WHERE_POSSIBLE, DEFAULT_MODE = "all", "where-possible", "default-mode"
+
 _CONTEXT = "security.selinux"
+
+
+def attributes(names: Iterable[str]) -> frozenset[str]:
+    """The set that the functions here take, from names out of ATTRIBUTES and those next to them.
+
+    Raises ValueError for any other.
+    """
+    kept = frozenset([names] if isinstance(names, str) else names)
+    if unknown := kept - ATTRIBUTES - {ALL, WHERE_POSSIBLE, DEFAULT_MODE}:
+        raise ValueError(f"cannot preserve {', '.join(sorted(unknown))}")
+    return kept - {ALL} | ATTRIBUTES | {WHERE_POSSIBLE} if ALL in kept else kept
+
+
+def new_mode(source_mode: int, preserve: frozenset[str]) -> int:
+    """The permission bits that something new is made with where its mode is not preserved."""
+    if DEFAULT_MODE not in preserve:
+        return source_mode & 0o777
+    return 0o777 if stat.S_ISDIR(source_mode) or stat.S_ISSOCK(source_mode) else 0o666
 
 
 def carry(
@@ -78,7 +102,11 @@ def _give(fd: int, uid: int, gid: int) -> bool:
 def _carry_xattrs(source_fd: int, fd: int, preserve: frozenset[str]) -> None:
     names = [name for name in _xattrs(source_fd) if _belongs_to(name) in preserve]
     for name in names:
-        os.setxattr(fd, name, os.getxattr(source_fd, name))
+        try:
+            os.setxattr(fd, name, os.getxattr(source_fd, name))
+        except OSError:
+            if WHERE_POSSIBLE not in preserve or _belongs_to(name) == "mode":
+                raise
     if "mode" in preserve:  # an ACL that only the directory's default has given
         for acl in (_ACL, _DEFAULT_ACL):
             if acl in _xattrs(fd) and acl not in names:
