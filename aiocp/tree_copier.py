@@ -14,8 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from errno import EINVAL, EIO, EISDIR, ESTALE
-from functools import partial
+from errno import EINVAL, EIO, ESTALE
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from time import perf_counter
 
@@ -29,11 +28,11 @@ from aiocp.copier import (
     check_block_size,
     check_depth,
 )
-from aiocp.destination import Destination, temporary_name
+from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.linux import File, close_may_fail, is_btrfs, sync_filesystem
-from aiocp.metadata import ATTRIBUTES
+from aiocp.nodes import Identity, copy_node, identity, link_node
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
 from aiocp.tree import Directory, Enter, Entry, Step, walk
@@ -54,6 +53,11 @@ _KEPT_OPEN = 32
 _OTHERS = 64
 
 _CLOSED = File()
+
+# whether to replace, given the path, the source's stat and that of what has its name
+Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
+# where files with several names were copied to, by device and inode number: path, and what is there
+Links = dict[Identity, tuple[bytes, Identity]]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -92,8 +96,12 @@ def copy_tree(
     follow_symlinks: bool = False,
     one_file_system: bool = False,
     exclude: Callable[[bytes, bool], bool] | None = None,
+    replace: Replace | None = None,
+    remove_destination: bool = False,
+    force: bool = False,
     sync: bool = True,
     allow_changed: bool = False,
+    links: Links | None = None,
     on_error: Callable[[OSError], object] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -103,16 +111,22 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sync, allow_changed, cancel: as for `copy_file`, for all files together;
-            depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
+        depth, block_size, sync, allow_changed, remove_destination, force, cancel: as for
+            `copy_file`, for all files together; depth is less where RLIMIT_NOFILE does not allow
+            two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
-            "context" (the SELinux one), "xattr", or "all". Without "mode" a new file has the
-            source's permission bits less the umask. Symbolic links, FIFOs, sockets and device
-            nodes are made anew in any case.
+            "context" (the SELinux one), "xattr", or "all": all of them, the last two where
+            possible. Without "mode" a new file has the source's permission bits less the umask, or
+            with "default-mode" 0666 (directories 0777) less the umask. Symbolic links, FIFOs,
+            sockets and device nodes are made anew in any case.
         follow_symlinks: copy what symbolic links point to instead of the links.
         one_file_system: do not go into directories on other file systems.
         exclude: called with a path below `src` (bytes) and whether it is a directory; what it says
             True of is not copied.
+        replace: called with the path below `src`, the stat of what is to be copied and the stat of
+            what has its name at the destination; what it says False of stays as it is.
+        links: with "links", what earlier calls that were given the same have copied: a file that
+            has another name there becomes a link to that.
         on_error: called with each OSError as it happens; nothing is raised at the end then.
         progress: called as `progress(bytes_done, 0)` while files are written.
 
@@ -125,16 +139,15 @@ def copy_tree(
     """
     check_depth(depth)
     check_block_size(block_size)
-    kept = frozenset([preserve] if isinstance(preserve, str) else preserve)
-    if "all" in kept:
-        kept = kept - {"all"} | ATTRIBUTES
-    if unknown := kept - ATTRIBUTES:
-        raise ValueError(f"cannot preserve {', '.join(sorted(unknown))}")
     names = os.fsdecode(src), os.fsdecode(dst)
     copier = _TreeCopier(
         names=(os.fsencode(src), os.fsencode(dst)),
         block_size=block_size,
-        preserve=kept,
+        preserve=metadata.attributes(preserve),
+        replace=replace,
+        remove=remove_destination,
+        force=force,
+        links={} if links is None else links,
         follow=follow_symlinks,
         sync=sync,
         allow_changed=allow_changed,
@@ -262,7 +275,8 @@ class _Target:
         if "mode" in preserve:
             os.fchmod(self.fd(), self.bits)
         elif self.created:  # as mkdir(2) would
-            mode = source.st_mode & 0o1777 & ~(self.parent or self).mask
+            mode = source.st_mode & stat.S_ISVTX | metadata.new_mode(source.st_mode, preserve)
+            mode &= ~(self.parent or self).mask
             os.fchmod(self.fd(), mode | (self.stat.st_mode & stat.S_ISGID))
         if "timestamps" in preserve:
             os.utime(self.fd(), ns=(source.st_atime_ns, source.st_mtime_ns))
@@ -331,8 +345,9 @@ class _Linked:
         self,
         key: tuple[int, int],
         path: bytes,
-        transfer: _TreeFile | None,
-        identity: tuple[int, int] = (0, 0),
+        identity: Identity = (0, 0),
+        *,
+        transfer: _TreeFile | None = None,
     ) -> None:
         self.key, self.path, self.transfer, self.identity = key, path, transfer, identity
 
@@ -349,6 +364,10 @@ class _TreeCopier:
         follow: bool,
         sync: bool,
         allow_changed: bool,
+        replace: Replace | None,
+        remove: bool,
+        force: bool,
+        links: "Links",
         on_error: Callable[[OSError], object] | None,
         progress: Progress | None,
         cancel: Cancel | None,
@@ -356,6 +375,7 @@ class _TreeCopier:
         self.names = names
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
         self.sync, self.allow_changed = sync, allow_changed
+        self.replace, self.remove, self.force, self.links_before = replace, remove, force, links
         self.on_error, self.progress, self.cancel = on_error, progress, cancel
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.errors: list[OSError] = []
@@ -436,6 +456,10 @@ class _TreeCopier:
             transfer.close()
         for target in self._targets:
             target.file.close()
+        top = os.path.abspath(self.names[1])
+        for key, linked in self._linked.items():
+            if linked.transfer is None:
+                self.links_before[key] = (os.path.join(top, linked.path), linked.identity)
 
     # --- what the walk gives ---
 
@@ -444,7 +468,7 @@ class _TreeCopier:
             if isinstance(step, Entry):
                 target: _Target = step.directory.data
                 try:
-                    if step.is_file and not self.follow:
+                    if step.is_file and not self.follow and self.replace is None:
                         transfer = self._file(target, step)
                     else:
                         transfer = self._entry(target, step, step.directory.join(step.name))
@@ -528,13 +552,15 @@ class _TreeCopier:
         linked = seen.st_nlink > 1 and "links" in self.preserve
         key = (seen.st_dev, seen.st_ino)
         path = entry.directory.join(entry.name) if linked else b""
+        if linked and key in self.links_before and key not in self._linked:
+            self._linked[key] = _Linked(key, *self.links_before[key])
         if linked and key in self._linked:
             source.close()
             self._link(self._linked[key], target, entry.name, path)
             return None
         transfer = self._begin(target, entry.name, source)
         if linked:
-            self._linked[key] = transfer.linked = _Linked(key, path, transfer)
+            self._linked[key] = transfer.linked = _Linked(key, path, transfer=transfer)
         return transfer
 
     def _entry(self, target: _Target, entry: Entry, path: bytes) -> Transfer | None:
@@ -542,8 +568,12 @@ class _TreeCopier:
         from_fd = entry.directory.fd()
         with operation("open source"):
             seen = os.stat(entry.name, dir_fd=from_fd, follow_symlinks=self.follow)
+        if self.replace is not None and not self._may_replace(target, entry.name, path, seen):
+            return None
         key = (seen.st_dev, seen.st_ino)
         linked = seen.st_nlink > 1 and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
+        if linked and key in self.links_before and key not in self._linked:
+            self._linked[key] = _Linked(key, *self.links_before[key])
         if linked and key in self._linked:
             self._link(self._linked[key], target, entry.name, path)
             return None
@@ -553,32 +583,35 @@ class _TreeCopier:
             )
             transfer = self._begin(target, entry.name, source)
             if linked:
-                self._linked[key] = transfer.linked = _Linked(key, path, transfer)
+                self._linked[key] = transfer.linked = _Linked(key, path, transfer=transfer)
             return transfer
-        if stat.S_ISLNK(seen.st_mode):
-            with operation("read link"):
-                text = os.readlink(entry.name, dir_fd=from_fd)
-            with operation("make link"):
-                self._make(target, entry.name, seen, partial(os.symlink, text))
-            self.links += 1
-        elif stat.S_ISDIR(seen.st_mode):
+        if stat.S_ISDIR(seen.st_mode):
             raise fail(ESTALE, "became a directory")
+        copy_node(seen, entry.name, from_fd, target.fd(), entry.name, self.preserve)
+        if stat.S_ISLNK(seen.st_mode):
+            self.links += 1
         else:
-            with operation("make special file"):
-                node = partial(os.mknod, mode=seen.st_mode, device=seen.st_rdev)
-                self._make(target, entry.name, seen, node)
             self.specials += 1
         if linked:
             made = os.stat(entry.name, dir_fd=target.fd(), follow_symlinks=False)
-            self._linked[key] = _Linked(key, path, None, (made.st_dev, made.st_ino))
+            self._linked[key] = _Linked(key, path, identity(made))
         return None
+
+    def _may_replace(self, target: _Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
+        """Whether what has the name, if anything has, is to be replaced."""
+        assert self.replace is not None
+        try:
+            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+        except FileNotFoundError:
+            return True
+        return self.replace(path, seen, existing)
 
     def _begin(self, target: _Target, name: bytes, source: Source) -> "_TreeFile":
         """Open the destination of a file."""
         size = source.size or 0
         try:
             if size <= _SMALL and target.created:  # nothing is there but what was put there
-                mode = source.stat.st_mode & 0o777 & ~target.mask
+                mode = metadata.new_mode(source.stat.st_mode, self.preserve) & ~target.mask
                 destination = Destination.small(
                     target.opened(), name, mode, target.made, self._attributes
                 )
@@ -591,6 +624,8 @@ class _TreeCopier:
                     self.block_size,
                     preserve=self._attributes,
                     mask=target.mask,
+                    remove=self.remove,
+                    force=self.force,
                     cancel=self.cancel,
                 )
         except BaseException:
@@ -616,27 +651,6 @@ class _TreeCopier:
         self._open.add(transfer)
         return transfer
 
-    def _make(
-        self,
-        target: _Target,
-        name: bytes,
-        seen: os.stat_result,
-        make: Callable[..., object],
-    ) -> None:
-        """Make something that is no regular file, in place of what may have the name."""
-        made = name
-        try:
-            make(name, dir_fd=target.fd())
-        except FileExistsError:
-            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-            if stat.S_ISDIR(existing.st_mode):
-                raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
-            made = temporary_name(name)
-            make(made, dir_fd=target.fd())
-        metadata.carry_to_name(seen, target.fd(), made, self.preserve)
-        if made != name:
-            os.rename(made, name, src_dir_fd=target.fd(), dst_dir_fd=target.fd())
-
     def _link(self, linked: "_Linked", target: _Target, name: bytes, path: bytes) -> None:
         """Give a file that is copied already, or on its way, another name."""
         if linked.transfer is not None:
@@ -649,21 +663,12 @@ class _TreeCopier:
             File.open(linked.path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._root.fd()) as file,
         ):
             found = os.fstat(file.fileno())
-            if linked.identity != (found.st_dev, found.st_ino):
+            if linked.identity != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             self._link_to(file.fileno(), target, name, found)
 
     def _link_to(self, fd: int, target: _Target, name: bytes, found: os.stat_result) -> None:
-        def make(name: bytes, dir_fd: int) -> None:
-            os.link(f"/proc/self/fd/{fd}".encode(), name, dst_dir_fd=dir_fd, follow_symlinks=True)
-
-        with operation("link"):
-            try:
-                existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-            except FileNotFoundError:
-                existing = None
-            if existing is None or not os.path.samestat(existing, found):
-                self._make(target, name, found, make)
+        link_node(fd, found, target.fd(), name)
         self.files += 1
 
     # --- what the engine gives back ---
@@ -719,7 +724,7 @@ class _TreeCopier:
                 except OSError as error:
                     self._failed(path, error)
             if linked and found:
-                linked.transfer, linked.identity = None, (found.st_dev, found.st_ino)
+                linked.transfer, linked.identity = None, identity(found)
         except OSError as error:
             self._failed(transfer.path, error)
             for _, _, path in transfer.other_names:

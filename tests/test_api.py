@@ -15,9 +15,11 @@ PACKAGE = Path(aiocp.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"arguments", "operands"},
     {"progress"},
     {"__init__"},
     {"tree_copier"},
+    {"nodes"},
     {"copier"},
     {"transfer"},
     {"destination"},

@@ -1,0 +1,87 @@
+"""Links, FIFOs, sockets and device nodes: made anew, in place of what has their name."""
+
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from errno import EISDIR
+from functools import partial
+
+from aiocp import metadata
+from aiocp.destination import temporary_name
+from aiocp.errors import fail, operation
+
+Identity = tuple[int, int]  # device and inode number
+
+
+def identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
+
+
+def copy_node(
+    seen: os.stat_result,
+    name: bytes,
+    dir_fd: int | None,
+    to_fd: int,
+    to_name: bytes,
+    preserve: frozenset[str],
+) -> None:
+    """Copy what is no regular file and no directory: make another of its kind.
+
+    Raises OSError, the operation in its text: of readlink(2), symlink(2), mknod(2), EISDIR where a
+    directory has the name.
+    """
+    if stat.S_ISLNK(seen.st_mode):
+        with operation("read link"):
+            text = os.readlink(name, dir_fd=dir_fd)
+        with operation("make link"):
+            make_node(seen, to_fd, to_name, partial(os.symlink, text), preserve)
+        return
+    mode = seen.st_mode  # with its setuid and sticky bits, as cp leaves them
+    if metadata.DEFAULT_MODE in preserve:
+        mode = stat.S_IFMT(mode) | metadata.new_mode(mode, preserve)
+    with operation("make special file"):
+        node = partial(os.mknod, mode=mode, device=seen.st_rdev)
+        make_node(seen, to_fd, to_name, node, preserve)
+
+
+def make_node(
+    seen: os.stat_result,
+    to_fd: int,
+    name: bytes,
+    make: Callable[..., object],
+    preserve: frozenset[str],
+) -> None:
+    """Call `make(name, dir_fd=...)`, with a temporary name where the name is taken."""
+    made = name
+    try:
+        make(name, dir_fd=to_fd)
+    except FileExistsError:
+        existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
+        if stat.S_ISDIR(existing.st_mode):
+            raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
+        made = temporary_name(name)
+        make(made, dir_fd=to_fd)
+    try:
+        metadata.carry_to_name(seen, to_fd, made, preserve)
+        if made != name:
+            os.rename(made, name, src_dir_fd=to_fd, dst_dir_fd=to_fd)
+    except BaseException:
+        if made != name:
+            with suppress(OSError):
+                os.unlink(made, dir_fd=to_fd)
+        raise
+
+
+def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
+    """Give an open file, whose stat `found` is, another name."""
+
+    def make(name: bytes, dir_fd: int) -> None:
+        os.link(f"/proc/self/fd/{fd}".encode(), name, dst_dir_fd=dir_fd, follow_symlinks=True)
+
+    with operation("link"):
+        with suppress(FileNotFoundError):
+            existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
+            if os.path.samestat(existing, found):
+                return
+        make_node(found, to_fd, name, make, frozenset())
