@@ -173,7 +173,7 @@ def test_usage_error(source: Path, tmp_path: Path, arguments: list[str], message
     ("source_name", "destination_name", "reason"),
     [
         ("nothing", "copy", "open source: No such file or directory"),
-        (".", "copy", "open source: Is a directory"),
+        (".", "copy", "omitting directory, as -r is not given"),
         ("source", "source", "source and destination are the same file"),
         ("source", ".", "source and destination are the same file"),
         ("source", "missing/copy", "open destination: No such file or directory"),
