@@ -571,7 +571,8 @@ class _TreeCopier:
         if self.replace is not None and not self._may_replace(target, entry.name, path, seen):
             return None
         key = (seen.st_dev, seen.st_ino)
-        linked = seen.st_nlink > 1 and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
+        several = seen.st_nlink > 1 or self.follow  # a link that is followed is a name too
+        linked = several and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
         if linked and key in self.links_before and key not in self._linked:
             self._linked[key] = _Linked(key, *self.links_before[key])
         if linked and key in self._linked:

@@ -1,6 +1,8 @@
 """The command against GNU cp: the same tree and arguments, the same result and exit status."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -191,6 +193,8 @@ ROWS = """
     -rL link new
     -rL dlink new
     -rL d new
+    -aL d into
+    -aL d dlink new
     -rH dlink link new
     -rH dlink new
     -rH dlink link e
@@ -424,6 +428,8 @@ def test_any_options_and_operands(options: list[str], operands: list[str], targe
     recursive = {"-r", "-R", "-a"} & {*options}
     operands = [name for name in operands if name != "fifo" or recursive]
     assume(operands)
+    links = {"-a", "-d", "--preserve=links", "--preserve=all"} & {*options}
+    assume(not (links and "-u" in options))  # cp links over newer files
     inside = [name for name in operands if name == "d/."]
     assume(not (inside and len(operands) > 1))  # cp trips over one name from two operands
     with tempfile.TemporaryDirectory() as scratch:
@@ -447,6 +453,56 @@ def test_exclude(tmp_path: Path) -> None:
     assert (0, "") == (done.returncode, done.stderr)
     found = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*")}
     assert {"fifo", "hard", "keep.o", "link", "sub", "sub/x"} == found
+
+
+def test_json_is_one_object_a_tree(tmp_path: Path) -> None:
+    """With the fields of TreeResult; errors, also told as they happen, are strings."""
+    make(tmp_path)
+    done = run([*AIOCP, "-r", "--json", "d", "f", "into"], tmp_path)
+    tree, file = map(json.loads, done.stdout.splitlines())
+    assert ("d", "into/d", 2, 1) == tuple(
+        tree[name] for name in ("source", "destination", "directories", "specials")
+    )
+    assert ([], "into/f", 6) == (tree["errors"], file["destination"], file["size"])
+    (tmp_path / "into" / "d" / "hard").unlink()
+    (tmp_path / "into" / "d" / "hard").mkdir()
+    done = run([*AIOCP, "-r", "--json", "d", "into"], tmp_path)
+    assert done.returncode == 1
+    (error,) = json.loads(done.stdout)["errors"]
+    assert "'d/hard' -> 'into/d/hard'" in error
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("aiocp: cannot copy 'd/hard' to 'into/d/hard': ")
+
+
+def test_verbose_is_a_line_a_tree(tmp_path: Path) -> None:
+    make(tmp_path)
+    (line,) = run([*AIOCP, "-rv", "d", "new"], tmp_path).stdout.splitlines()
+    assert line.startswith("'d' -> 'new': 3 files, 2 directories, 2 links, 1 special files, ")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_a_tree(tmp_path: Path, number: signal.Signals) -> None:
+    """Every name that is there then is whole, and the rest of the operands is not begun."""
+    (tmp_path / "source").mkdir()
+    for i in range(3000):
+        (tmp_path / "source" / str(i)).write_bytes(b"%d" % i * 1000)
+    (tmp_path / "into").mkdir()
+    process = subprocess.Popen(
+        [*AIOCP, "-r", "source", "source/1", "into"], cwd=tmp_path, stderr=subprocess.PIPE
+    )
+    copy = tmp_path / "into" / "source"
+    while process.poll() is None and not (copy.exists() and any(copy.iterdir())):
+        pass
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert 128 + number == process.returncode
+    words = f"aiocp: stopped by {number.name}: 'source' was not copied as a whole\n"
+    assert words == said.decode()
+    names = os.listdir(copy)
+    assert 0 < len(names) < 3000
+    assert not (tmp_path / "into" / "1").exists()
+    for name in names:
+        assert (copy / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
