@@ -421,7 +421,7 @@ TARGETS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(OPTIONS, OPERANDS, TARGETS)
 def test_any_options_and_operands(options: list[str], operands: list[str], target: str) -> None:
     """Without -r a FIFO is waited for, by both; what differs by intention is in the README."""
