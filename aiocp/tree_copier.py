@@ -5,7 +5,8 @@
     leave    a directory whose last entry is in place gets its attributes and is synced, then counts
              as an entry of its parent that is in place
 
-Errors of single entries are collected, and the rest goes on.
+On Btrfs small files are synced together, by syncfs(2), before they get their names. Errors of
+single entries are collected, and the rest goes on.
 """
 
 import os
