@@ -159,7 +159,9 @@ class Destination:
         self._mode = mode
         try:
             self.file = file = self._create(0o600 if preserve else mode)
-            if not preserve and not file.named:
+            if file.named:
+                self._mode = mode if _takes_modes(file.fileno()) else None
+            elif not preserve:
                 if mode not in made and os.fstat(file.fileno()).st_mode & 0o7777 == mode:
                     made.add(mode)
                 if mode in made:
