@@ -371,7 +371,7 @@ def _preserved(lists: list[str]) -> frozenset[str]:
         kept = arguments.preserved(lists)
     except ValueError as error:
         raise UsageError(f"invalid value for '--preserve': {error}") from None
-    if {"context"} & kept and WHERE_POSSIBLE not in kept and not os.path.exists("/sys/fs/selinux"):
+    if "context" in kept and WHERE_POSSIBLE not in kept and not os.path.exists("/sys/fs/selinux"):
         raise UsageError("cannot preserve a security context without SELinux in the kernel")
     return kept
 

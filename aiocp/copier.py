@@ -18,7 +18,7 @@ from aiocp.errors import Cancel, Cancelled, fail, look, operation
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
 from aiocp.source import Source
-from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
+from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Progress = Callable[[int, int], object]
@@ -284,9 +284,7 @@ class Copier:
             else:
                 with operation("sync"):
                     sync_filesystem(destination.fd)
-            with operation("sync"):
-                # an XFS that has shut down syncs directories without an error, but stats nothing
-                os.fstat(place.directory.fileno())
+            assert_durable(place.directory.fileno())
         except OSError as error:
             error.strerror = f"its name is not durable: {error.strerror}"
             raise

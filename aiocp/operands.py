@@ -213,6 +213,7 @@ class Operands:
     def _place(self, destination: str) -> "Iterator[tuple[int, bytes]]":
         """The directory to make something in, synced at the end, and the name."""
         from aiocp.destination import Place
+        from aiocp.transfer import assert_durable
 
         with Place(os.fsencode(destination), follow=False) as place:
             yield place.directory.fileno(), place.name
@@ -220,6 +221,7 @@ class Operands:
                 with operation("its name is not durable: sync"):
                     if place.readable:
                         os.fsync(place.directory.fileno())
+                        assert_durable(place.directory.fileno())
                     else:
                         os.sync()
 

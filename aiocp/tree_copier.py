@@ -35,7 +35,7 @@ from aiocp.errors import Cancel, fail, look, operation
 from aiocp.linux import File, close_may_fail, is_btrfs, sync_filesystem
 from aiocp.nodes import Identity, copy_node, identity, link_node
 from aiocp.source import Source
-from aiocp.transfer import DirectorySync, FileTransfer, what_stopped
+from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 from aiocp.tree import Directory, Enter, Entry, Step, walk
 
 # Up to this size a file is written through the page cache: one that is synced soon costs no more
@@ -450,6 +450,7 @@ class _TreeCopier:
             for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
                 if transfer is not None and transfer.failed:
                     raise what_stopped(transfer)
+            assert_durable(file.fileno())
 
     def close(self) -> None:
         """Let go of what an exception has left open."""
@@ -553,11 +554,9 @@ class _TreeCopier:
         linked = seen.st_nlink > 1 and "links" in self.preserve
         key = (seen.st_dev, seen.st_ino)
         path = entry.directory.join(entry.name) if linked else b""
-        if linked and key in self.links_before and key not in self._linked:
-            self._linked[key] = _Linked(key, *self.links_before[key])
-        if linked and key in self._linked:
+        if linked and (before := self._copied(key)):
             source.close()
-            self._link(self._linked[key], target, entry.name, path)
+            self._link(before, target, entry.name, path)
             return None
         transfer = self._begin(target, entry.name, source)
         if linked:
@@ -574,10 +573,8 @@ class _TreeCopier:
         key = (seen.st_dev, seen.st_ino)
         several = seen.st_nlink > 1 or self.follow  # a link that is followed is a name too
         linked = several and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
-        if linked and key in self.links_before and key not in self._linked:
-            self._linked[key] = _Linked(key, *self.links_before[key])
-        if linked and key in self._linked:
-            self._link(self._linked[key], target, entry.name, path)
+        if linked and (before := self._copied(key)):
+            self._link(before, target, entry.name, path)
             return None
         if stat.S_ISREG(seen.st_mode):
             source = Source(
@@ -598,6 +595,12 @@ class _TreeCopier:
             made = os.stat(entry.name, dir_fd=target.fd(), follow_symlinks=False)
             self._linked[key] = _Linked(key, path, identity(made))
         return None
+
+    def _copied(self, key: Identity) -> "_Linked | None":
+        """What a file with several names was copied to, in this tree or one before it."""
+        if key in self.links_before and key not in self._linked:
+            self._linked[key] = _Linked(key, *self.links_before[key])
+        return self._linked.get(key)
 
     def _may_replace(self, target: _Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
         """Whether what has the name, if anything has, is to be replaced."""
@@ -686,8 +689,12 @@ class _TreeCopier:
                 self._commit(transfer)
         else:
             assert isinstance(transfer, _TargetSync)
-            if transfer.failed:
-                self._failed(transfer.target.directory.path, what_stopped(transfer))
+            try:
+                if transfer.failed:
+                    raise what_stopped(transfer)
+                assert_durable(transfer.write_fd)
+            except OSError as error:
+                self._failed(transfer.target.directory.path, error)
             self._arrived(self._settle(transfer.target))
 
     def _sync_together(self) -> None:
