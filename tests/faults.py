@@ -251,6 +251,21 @@ def _status(child: int) -> int | None:
             os.kill(child, signal.SIGKILL)
 
 
+def as_nobody(action: Callable[[], object]) -> bool:
+    """Run `action` in a forked child as an ordinary user; whether it returned something true."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            status = 0 if action() else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def _run(copy: Copy) -> int:
     """The command, without the interpreter's start and end; its exit status."""
     from aiocp import cli

@@ -5,7 +5,6 @@ import os
 import random
 import stat
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 from aiocp import SourceChanged, copy_file
 from aiocp.destination import Destination
 from aiocp.linux import File
+from faults import as_nobody
 from filesystems import (
     loop_device,
     make_filesystem,
@@ -201,21 +201,6 @@ def set_acl(acl: str, path: Path) -> None:
 def get_acl(path: Path) -> str:
     command: list[str | Path] = ["getfacl", "--omit-header", "--numeric", "--no-effective", path]
     return subprocess.check_output(command, text=True)
-
-
-def as_nobody(action: Callable[[], object]) -> bool:
-    """Run `action` in a forked child as an ordinary user; whether it returned something true."""
-    child = os.fork()
-    if not child:
-        status = 1
-        try:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-            status = 0 if action() else 2
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.mark.root

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from aiocp import Cancelled, copy_tree, tree_copier
-from aiocp.linux import sync_filesystem
+from aiocp.destination import Destination, temporary_name
+from aiocp.linux import File, sync_filesystem
+from faults import as_nobody
 from filesystems import scratch_directory
 from trees import KIB, MIB, differences, make_tree, snapshot
 
@@ -332,18 +334,47 @@ def test_as_an_ordinary_user() -> None:
         source, ours, theirs = (scratch / name for name in ("source", "ours", "theirs"))
         make_tree(source)
         source.chmod(0o755)
-        child = os.fork()
-        if not child:
-            status = 1
-            try:
-                os.setgroups([])
-                os.setgid(65534)
-                os.setuid(65534)
-                assert group_of(lambda: copy_tree(source, ours, preserve="all"))
-                command: list[str | Path] = ["cp", "-a", source, theirs]
-                assert subprocess.run(command, capture_output=True).returncode == 1
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def copy_both() -> bool:
+            assert group_of(lambda: copy_tree(source, ours, preserve="all"))
+            command: list[str | Path] = ["cp", "-a", source, theirs]
+            return subprocess.run(command, capture_output=True).returncode == 1
+
+        assert as_nobody(copy_both)
         assert snapshot(theirs) == snapshot(ours)
+
+
+def test_file_system_that_takes_no_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vfat has no O_TMPFILE, gives every file the mode of the mount, and EPERM to fchmod."""
+
+    def create(self: Destination, mode: int = 0o600) -> File:
+        directory = self.directory.fileno()
+        return File.create_named(temporary_name(self.name), os.O_RDWR, 0o755, dir_fd=directory)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "vfat")
+
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"file")
+    monkeypatch.setattr(Destination, "_create", create)
+    monkeypatch.setattr(os, "chmod", refuse)
+    copy_tree(tmp_path / "source", tmp_path / "copy")
+    assert (tmp_path / "copy" / "file").read_bytes() == b"file"
+
+
+@pytest.mark.parametrize("created", [True, False])
+def test_a_directory_that_cannot_be_told_of_after_its_sync(
+    tmp_path: Path, created: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An XFS that has shut down syncs it without an error; the copy does not go by that."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_bytes(b"file")
+    if not created:
+        (tmp_path / "copy").mkdir()
+
+    def shut_down(fd: int) -> None:
+        raise OSError(errno.EIO, "sync: shut down")
+
+    monkeypatch.setattr(tree_copier, "assert_durable", shut_down)
+    with pytest.raises((ExceptionGroup, OSError)):
+        copy_tree(tmp_path / "source", tmp_path / "copy")
