@@ -25,7 +25,6 @@ ffibuilder.cdef(
     int file_allocate(int fd, int mode, long long offset, long long length);
     int syncfs(int fd);
     int direct_alignment(int fd, unsigned *memory, unsigned *offset);
-    int is_cached(int fd, unsigned long long length);
     long long filesystem_type(int fd);
     """
 )
@@ -221,19 +220,6 @@ ffibuilder.set_source(
         memcpy(memory, statx + MEMORY_AT, sizeof *memory);
         memcpy(offset, statx + OFFSET_AT, sizeof *offset);
         return 0;
-    }
-
-    /* Whether all of the first `length` bytes are in the page cache: cachestat(2), Linux 6.5, by
-       its number for the same reason. It changes nothing, while a read with RWF_NOWAIT of what is
-       not cached begins to read it ahead. */
-    static int is_cached(int fd, unsigned long long length)
-    {
-        enum { CACHESTAT = 451 };
-        unsigned long long range[2] = {0, length}, counts[5];
-        unsigned long long page = sysconf(_SC_PAGESIZE);
-        if (syscall(CACHESTAT, fd, range, counts, 0) < 0)
-            return 0;
-        return counts[0] >= (length + page - 1) / page;
     }
 
     static long long filesystem_type(int fd)

@@ -109,7 +109,6 @@ class Destination:
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove
         self._mode: int | None = None
-        self._exact = False
         try:
             with operation("open destination"):
                 existing = self._look()
@@ -132,44 +131,6 @@ class Destination:
             self.close()
             raise
 
-    @classmethod
-    def small(
-        cls,
-        directory: File,
-        name: bytes,
-        mode: int,
-        made: set[int],
-        preserve: frozenset[str],
-    ) -> Self:
-        """Begin a new file in a directory where nothing has its name, written through the cache.
-
-        `mode` is the one it is to have, the directory's mask taken off; `made` remembers which
-        modes the kernel has given as asked. Unnamed, so that nobody can open it: it needs no
-        stricter mode meanwhile.
-
-        Raises OSError from open(2).
-        """
-        self = cls.__new__(cls)
-        self.file = self._old = _CLOSED
-        self.directory, self.name = directory, name
-        self.in_place = self.grown = self.replaces = self._force = False
-        self.regular = self.seekable = self._exact = True
-        self.alignment = 0
-        self._preserve, self._mask, self._cancel = preserve, None, None
-        self._mode = mode
-        try:
-            self.file = file = self._create(0o600 if preserve else mode)
-            if file.named:
-                self._mode = mode if _takes_modes(file.fileno()) else None
-            elif not preserve:
-                if mode not in made and os.fstat(file.fileno()).st_mode & 0o7777 == mode:
-                    made.add(mode)
-                if mode in made:
-                    self._mode = None
-        except OSError as error:
-            raise fail(error.errno or EINVAL, "open destination") from error
-        return self
-
     @property
     def fd(self) -> int:
         return self.file.fileno()
@@ -191,7 +152,7 @@ class Destination:
             self.file = self._create()
             if _takes_modes(self.fd):
                 if self._mask is None:
-                    self._mask = metadata.creation_mask(self.directory.fileno())
+                    self._mask, _ = metadata.creation_mask(self.directory.fileno())
                 self._mode = metadata.new_mode(source.stat.st_mode, self._preserve) & ~self._mask
         elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
             self._open_replacement(existing)
@@ -234,10 +195,10 @@ class Destination:
             self.file.close()
             self.file, self.in_place, self._mode = self._old, True, None
 
-    def _create(self, mode: int = 0o600) -> File:
+    def _create(self) -> File:
         directory = self.directory.fileno()
         try:
-            file = File.open(b".", os.O_TMPFILE | os.O_RDWR, mode, dir_fd=directory)
+            file = File.open(b".", os.O_TMPFILE | os.O_RDWR, dir_fd=directory)
         except OSError as error:
             if error.errno not in _NO_TMPFILE:
                 raise
@@ -273,10 +234,9 @@ class Destination:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""
         if not self.regular:
             return
-        if not self._exact:
-            with operation("truncate"):
-                if os.fstat(self.fd).st_size != length:
-                    os.ftruncate(self.fd, length)
+        with operation("truncate"):
+            if os.fstat(self.fd).st_size != length:
+                os.ftruncate(self.fd, length)
         if self._mode is None and not self._preserve:
             return
         with operation("set attributes"):

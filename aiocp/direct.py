@@ -51,11 +51,6 @@ def _alignment(fd: int) -> int:
     return told
 
 
-def set_direct(fd: int) -> bool:
-    """Set O_DIRECT on `fd`; False where it is refused."""
-    return _set(fd, os.O_DIRECT)
-
-
 def _set(fd: int, flag: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_SETFL, flag)

@@ -80,7 +80,7 @@ class Transfer:
 
     def __init__(self) -> None:
         self.failure: Failure | None = None
-        self.error: BaseException | None = None
+        self.error: OSError | None = None
         self.bytes_read = 0
         self.bytes_written = 0
         self.synced = False

@@ -113,21 +113,29 @@ def direct_alignment(fd: int) -> int | None:
     return max(int(memory[0]), int(offset[0]))
 
 
-def is_cached(fd: int, length: int) -> bool:
-    """Whether the first `length` bytes of a file are all in the page cache; False where the kernel
-    (before 6.5) does not say."""
-    return bool(lib.is_cached(fd, length))
-
-
-_BTRFS = 0x9123683E
-
 # those whose close(2) has nothing to say: ext2 to 4, XFS, Btrfs, tmpfs, F2FS, bcachefs
-_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, _BTRFS, 0x01021994, 0xF2F52010, 0xCA451A4E})
+_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
 
 
-def is_btrfs(fd: int) -> bool:
-    """Whether a file is on Btrfs."""
-    return bool(lib.filesystem_type(fd) == _BTRFS)
+# where syncfs(2) makes all of a file system durable, each file's data, size and name
+_SYNCED_WHOLE = frozenset({0xEF53, 0x58465342, 0x9123683E})
+
+
+def has_syncfs(fd: int) -> bool:
+    """Whether syncfs(2) makes everything on this file system durable and tells of what was not
+    written: since Linux 5.8, on ext4, XFS and Btrfs."""
+    major, minor = map(int, os.uname().release.split("-")[0].split(".")[:2])
+    return (major, minor) >= (5, 8) and lib.filesystem_type(fd) in _SYNCED_WHOLE
+
+
+def dirty_bytes() -> int:
+    """Bytes in memory, of all files, that are still to be written or being written."""
+    kib = 0
+    with open("/proc/meminfo", "rb") as lines:
+        for line in lines:
+            if line.startswith((b"Dirty:", b"Writeback:")):
+                kib += int(line.split()[1])
+    return kib << 10
 
 
 def close_may_fail(fd: int) -> bool:

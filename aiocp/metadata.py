@@ -119,16 +119,17 @@ def _belongs_to(xattr: str) -> str:
     return "context" if xattr == _CONTEXT else "xattr"
 
 
-def creation_mask(directory_fd: int) -> int:
-    """The bits a new file in this directory is denied: by its default ACL, else by the umask."""
+def creation_mask(directory_fd: int) -> tuple[int, bool]:
+    """The bits a new file in this directory is denied, and whether by a default ACL, which comes
+    before the umask."""
     try:
         # by path, because the descriptor is O_PATH for a directory that we may not read
         acl = os.getxattr(f"/proc/self/fd/{directory_fd}", _DEFAULT_ACL)
     except OSError as error:
         if error.errno not in _NO_XATTRS:
             raise
-        return _umask()
-    return 0o777 & ~_acl_mode(acl)
+        return _umask(), False
+    return 0o777 & ~_acl_mode(acl), True
 
 
 def keep(old_fd: int, new_fd: int) -> int:

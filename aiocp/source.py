@@ -8,10 +8,7 @@ from typing import Self
 
 from aiocp import direct
 from aiocp.errors import SourceChanged, fail, operation
-from aiocp.linux import File, is_cached
-
-# what takes the name meanwhile is not followed into, and not waited for
-_LISTED = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+from aiocp.linux import File
 
 
 class Source:
@@ -57,40 +54,6 @@ class Source:
         except BaseException:
             self.close()
             raise
-
-    @classmethod
-    def of_listing(
-        cls, name: bytes, dir_fd: int, block_size: int, alignments: dict[int, int]
-    ) -> Self:
-        """Open what a listing has called a regular file, without another look at it.
-
-        What is in memory is read from there, everything else directly. `alignments` remembers by
-        device what direct I/O asks for.
-
-        Raises OSError as `Source` does.
-        """
-        self = cls.__new__(cls)
-        try:
-            self.file = file = File.open(name, _LISTED, dir_fd=dir_fd)
-            fd = file.fileno()
-            self.stat = status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise SourceChanged(ESTALE, "source was replaced while being opened")
-            self.alignment = 0
-            self.size = size = status.st_size or None
-            if size and not is_cached(fd, size):
-                alignment = alignments.get(status.st_dev)
-                if alignment is None:
-                    self.alignment = direct.switch_on(fd, "auto", block_size)
-                    if self.alignment:  # what one file refuses another may take
-                        alignments[status.st_dev] = self.alignment
-                elif direct.set_direct(fd):
-                    self.alignment = alignment
-        except SourceChanged:
-            raise
-        except OSError as error:
-            raise fail(error.errno or ESTALE, "open source") from error
-        return self
 
     @property
     def fd(self) -> int:

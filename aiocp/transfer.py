@@ -70,7 +70,7 @@ def assert_durable(fd: int) -> None:
         os.fstat(fd)
 
 
-def what_stopped(transfer: engine.Transfer) -> BaseException:
+def what_stopped(transfer: engine.Transfer) -> OSError:
     """The error that stopped a transfer, with its operation and offset."""
     if transfer.error is not None:
         return transfer.error

@@ -52,7 +52,9 @@ class Sdist(sdist):
 class Backend(_BuildMetaBackend):
     def run_setup(self, setup_script: str = "setup.py") -> None:
         setuptools.setup(
-            cffi_modules=["aiocp/_libaio_build.py:ffibuilder", "aiocp/_linux_build.py:ffibuilder"],
+            cffi_modules=[
+                f"aiocp/_{name}_build.py:ffibuilder" for name in ("libaio", "linux", "batch")
+            ],
             cmdclass={"build_ext": BuildExt, "sdist": Sdist},
             options={"bdist_wheel": {"py_limited_api": "cp311"}},
         )

@@ -19,14 +19,14 @@ LAYERS = [
     {"progress"},
     {"__init__"},
     {"tree_copier"},
-    {"nodes"},
+    {"batch", "nodes", "target"},
     {"copier"},
     {"transfer"},
     {"destination"},
     {"source", "metadata", "context", "tree"},
     {"engine", "direct", "stream"},
-    {"slots", "libaio", "linux", "errors"},
-    {"_libaio", "_linux"},
+    {"slots", "libaio", "linux", "errors", "stage"},
+    {"_batch", "_libaio", "_linux"},
 ]
 
 
@@ -70,7 +70,8 @@ def test_the_engine_imports_nothing_of_the_package() -> None:
 
 
 @pytest.mark.parametrize(
-    ("extension", "users"), [("_libaio", ["libaio", "slots"]), ("_linux", ["linux"])]
+    ("extension", "users"),
+    [("_batch", ["batch"]), ("_libaio", ["libaio", "slots"]), ("_linux", ["linux"])],
 )
 def test_only_the_bindings_touch_the_extensions(extension: str, users: list[str]) -> None:
     assert users == [path.stem for path in modules() if extension in imports_of(path)]

@@ -1,0 +1,471 @@
+"""Declare to cffi how small files are copied by the batch, as `aiocp._batch`: build time only.
+
+A new small file is some ten system calls and hardly any bytes. Made one by one from Python they
+cost more than the copying; here a call makes those of a whole batch, without the GIL. The struct
+owns every descriptor, so that whatever is raised between two calls, the last reference closes all.
+"""
+
+from cffi import FFI
+
+ffibuilder = FFI()
+
+ffibuilder.cdef(
+    """
+    enum { CAPACITY = 64, SMALL = 262144 };
+    enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
+    enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
+           CLOSE, LINK };
+
+    struct small_file {
+        int state, step, error, source, copy;
+        unsigned directory, alignment, bits;
+        long long size;
+        unsigned long long device;
+        char name[256];
+        ...;
+    };
+    struct aiocp_batch {
+        unsigned nr, directories, placed;
+        long long bytes;
+        int links, ownership, mode, timestamps, context, xattr, default_mode, allow_changed;
+        struct small_file files[64];
+        ...;
+    };
+    struct aiocp_batch *batch_new(void);
+    int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
+                        unsigned mask, int fresh, int acl, int flush);
+    int batch_add(struct aiocp_batch *b, const char *name);
+    void batch_open(struct aiocp_batch *b);
+    int batch_finish(struct aiocp_batch *b, unsigned index);
+    int batch_set_times(struct aiocp_batch *b, unsigned index);
+    void batch_seal(struct aiocp_batch *b);
+    void batch_place(struct aiocp_batch *b);
+    int batch_source(struct aiocp_batch *b, unsigned index);
+    void batch_close(struct aiocp_batch *b);
+    void batch_free(struct aiocp_batch *b);
+    """
+)
+
+ffibuilder.set_source(
+    "aiocp._batch",
+    r"""
+    #include <errno.h>
+    #include <fcntl.h>
+    #include <stddef.h>
+    #include <stdio.h>
+    #include <stdlib.h>
+    #include <string.h>
+    #include <unistd.h>
+    #include <sys/stat.h>
+    #include <sys/syscall.h>
+    #include <sys/xattr.h>
+
+    enum { CAPACITY = 64, SMALL = 262144 };
+
+    /* ADDED until it is opened. Then OTHER: not for a batch (no regular file, not small, its name
+       is taken, ...); OPEN: its bytes are to be read into it; WRITTEN: they were in memory, and are
+       in it. UNFINISHED: written, with attributes that take more than is done here. */
+    enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
+    enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
+           CLOSE, LINK };
+
+    struct small_file {
+        int state, step, error;         /* `step` and `error` of one that FAILED */
+        int source, copy;               /* descriptors, -1 when closed */
+        unsigned directory, alignment;  /* alignment 0: buffered reads */
+        unsigned bits;                  /* the mode it is to have unless that is preserved */
+        long long size;
+        unsigned long long device;      /* of the source */
+        struct stat seen;
+        char name[256];
+    };
+
+    /* Where files come from and go to. `alignment`: what direct reads ask for, 0 for buffered
+       ones; `fresh`: we have made it, so no name is taken in it. */
+    struct batch_directory {
+        int source, target;
+        unsigned alignment;
+        mode_t mask, made;            /* `made`: a mode that the kernel gives new files as asked */
+        int fresh, acl, flush;
+    };
+
+    struct aiocp_batch {
+        unsigned nr, directories, placed;
+        long long bytes;
+        int links, ownership, mode, timestamps, context, xattr, default_mode, allow_changed;
+        struct batch_directory directory[CAPACITY];
+        struct small_file files[CAPACITY];
+    };
+
+    static struct aiocp_batch *batch_new(void)
+    {
+        struct aiocp_batch *b = malloc(sizeof *b);
+        if (b)
+            memset(b, 0, offsetof(struct aiocp_batch, directory));
+        return b;
+    }
+
+    static void close_fd(int *fd)
+    {
+        if (*fd >= 0)
+            close(*fd);
+        *fd = -1;
+    }
+
+    /* The batch has descriptors of its own: a walk does not wait for it. */
+    static int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
+                               unsigned mask, int fresh, int acl, int flush)
+    {
+        struct batch_directory *d = &b->directory[b->directories];
+        if ((d->source = fcntl(source, F_DUPFD_CLOEXEC, 0)) < 0)
+            return -errno;
+        if ((d->target = fcntl(target, F_DUPFD_CLOEXEC, 0)) < 0) {
+            int r = -errno;
+            close_fd(&d->source);
+            return r;
+        }
+        d->alignment = alignment;
+        d->mask = mask;
+        d->made = (mode_t)-1;
+        d->fresh = fresh;
+        d->acl = acl;
+        d->flush = flush;
+        return b->directories++;
+    }
+
+    /* Add a name in the directory that was given last; how many there are. */
+    static int batch_add(struct aiocp_batch *b, const char *name)
+    {
+        struct small_file *f = &b->files[b->nr];
+        memset(f, 0, offsetof(struct small_file, seen));
+        f->source = f->copy = -1;
+        f->directory = b->directories - 1;
+        strncpy(f->name, name, sizeof f->name - 1);
+        f->name[sizeof f->name - 1] = 0;
+        return ++b->nr;
+    }
+
+    static void let_go(struct small_file *f, int state)
+    {
+        close_fd(&f->copy);
+        close_fd(&f->source);
+        f->state = state;
+    }
+
+    static void fail(struct small_file *f, int step, int error)
+    {
+        let_go(f, FAILED);
+        f->step = step;
+        f->error = error;
+    }
+
+    /* Whether a file is wholly in the page cache: cachestat(2), Linux 6.5, by its number. It
+       changes nothing, while a read with RWF_NOWAIT of what is not cached begins to read ahead. */
+    static int is_cached(int fd, unsigned long long length)
+    {
+        enum { CACHESTAT = 451 };
+        unsigned long long range[2] = {0, length}, counts[5];
+        unsigned long long page = sysconf(_SC_PAGESIZE);
+        if (syscall(CACHESTAT, fd, range, counts, 0) < 0)
+            return 0;
+        return counts[0] >= (length + page - 1) / page;
+    }
+
+    /* Read up to `length` bytes; what was read, or -1. */
+    static ssize_t read_all(int fd, char *buffer, size_t length)
+    {
+        size_t done = 0;
+        while (done < length) {
+            ssize_t n = pread(fd, buffer + done, length - done, done);
+            if (n == 0)
+                break;
+            if (n < 0 && errno != EINTR)
+                return -1;
+            if (n > 0)
+                done += n;
+        }
+        return done;
+    }
+
+    static int write_all(int fd, const char *buffer, size_t length)
+    {
+        size_t done = 0;
+        while (done < length) {
+            ssize_t n = pwrite(fd, buffer + done, length - done, done);
+            if (n == 0)
+                errno = ENOSPC;
+            if (n == 0 || (n < 0 && errno != EINTR))
+                return -1;
+            if (n > 0)
+                done += n;
+        }
+        return 0;
+    }
+
+    static int keeps_attributes(const struct aiocp_batch *b)
+    {
+        return b->ownership || b->mode || b->timestamps || b->context || b->xattr;
+    }
+
+    static int is_taken(const struct batch_directory *d, const char *name)
+    {
+        struct stat unused;
+        return !d->fresh && (fstatat(d->target, name, &unused, AT_SYMLINK_NOFOLLOW) == 0
+                             || errno != ENOENT);
+    }
+
+    /* Make the unnamed file. Returns 0 where the file system has none, and leaves it to others. */
+    static int create(const struct aiocp_batch *b, struct batch_directory *d,
+                      struct small_file *f)
+    {
+        struct stat s;
+        int kept = keeps_attributes(b);
+        f->bits = (b->default_mode ? 0666 : f->seen.st_mode & 0777) & ~d->mask;
+        do
+            f->copy = openat(d->target, ".", O_TMPFILE | O_RDWR | O_CLOEXEC,
+                             kept ? 0600 : f->bits);
+        while (f->copy < 0 && errno == EINTR);
+        if (f->copy < 0) {
+            if (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT || errno == EINVAL)
+                return 0;
+            fail(f, OPEN_DESTINATION, errno);
+            return 1;
+        }
+        if (kept || f->bits == d->made)
+            return 1;
+        /* the kernel has taken a umask or an ACL off the mode, as foreseen or not */
+        if (fstat(f->copy, &s) < 0 ||
+            ((s.st_mode & 07777) != f->bits && fchmod(f->copy, f->bits) < 0))
+            fail(f, OPEN_DESTINATION, errno);
+        else
+            d->made = f->bits;
+        return 1;
+    }
+
+    /* Whether a file has extended attributes to keep; -1 for an error. */
+    static int has_xattrs(const struct aiocp_batch *b, int fd)
+    {
+        char names[256], *name;
+        ssize_t n = flistxattr(fd, names, sizeof names);
+        if (n < 0)
+            return errno == ENOTSUP || errno == ENODATA ? 0 : errno == ERANGE ? 1 : -1;
+        for (name = names; name < names + n; name += strlen(name) + 1)
+            if (b->context || strcmp(name, "security.selinux"))
+                return 1;
+        return 0;
+    }
+
+    static int set_times(const struct aiocp_batch *b, const struct small_file *f)
+    {
+        struct timespec times[2] = {f->seen.st_atim, f->seen.st_mtim};
+        return b->timestamps ? futimens(f->copy, times) : 0;
+    }
+
+    /* Give a written file its attributes, in the only order that works (see metadata.carry): 1, or
+       0 where that takes more than calls that simply succeed, -1 for an error. */
+    static int set_attributes(const struct aiocp_batch *b, const struct batch_directory *d,
+                              const struct small_file *f)
+    {
+        struct stat s;
+        int more;
+        if (b->ownership) {
+            if (fstat(f->copy, &s) < 0)
+                return -1;
+            if ((s.st_uid != f->seen.st_uid || s.st_gid != f->seen.st_gid)
+                && fchown(f->copy, f->seen.st_uid, f->seen.st_gid) < 0)
+                return errno == EPERM ? 0 : -1;
+        }
+        if (b->xattr || b->context || b->mode) {
+            if (d->acl)
+                return 0;
+            if ((more = has_xattrs(b, f->source)))
+                return more < 0 ? -1 : 0;
+        }
+        if (fchmod(f->copy, b->mode ? f->seen.st_mode & 07777 : f->bits) < 0)
+            return -1;
+        return set_times(b, f) < 0 ? -1 : 1;
+    }
+
+    /* Give a file that was written its attributes, if it is to have any; whether it has them. */
+    static int finish(struct aiocp_batch *b, struct small_file *f)
+    {
+        int done = 1;
+        if (keeps_attributes(b))
+            done = set_attributes(b, &b->directory[f->directory], f);
+        if (done < 0)
+            fail(f, SET_ATTRIBUTES, errno);
+        else
+            f->state = done ? WRITTEN : UNFINISHED;
+        return done;
+    }
+
+    static int batch_finish(struct aiocp_batch *b, unsigned index)
+    {
+        return finish(b, &b->files[index]);
+    }
+
+    static int batch_set_times(struct aiocp_batch *b, unsigned index)
+    {
+        return set_times(b, &b->files[index]) < 0 ? -errno : 0;
+    }
+
+    static void open_file(struct aiocp_batch *b, struct small_file *f, char *buffer)
+    {
+        struct batch_directory *d = &b->directory[f->directory];
+        int in_memory;
+        /* what takes the name meanwhile is not followed into, and not waited for */
+        do
+            f->source = openat(d->source, f->name, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+        while (f->source < 0 && errno == EINTR);
+        if (f->source < 0 || fstat(f->source, &f->seen) < 0) {
+            fail(f, OPEN_SOURCE, errno);
+            return;
+        }
+        f->size = f->seen.st_size;
+        f->device = f->seen.st_dev;
+        if (!S_ISREG(f->seen.st_mode) || f->size > SMALL || (b->links && f->seen.st_nlink > 1)
+            || is_taken(d, f->name)) {
+            let_go(f, OTHER);
+            return;
+        }
+        in_memory = !f->size || is_cached(f->source, f->size);
+        if (in_memory) {
+            /* one byte more than none: files of /proc say 0 and are not empty */
+            ssize_t n = read_all(f->source, buffer, f->size ? f->size : 1);
+            if (n < 0)
+                fail(f, READ, errno);
+            else if (n < f->size)
+                fail(f, SHRANK, ESTALE);
+            else if (n > f->size)
+                let_go(f, OTHER);
+            if (f->source < 0)
+                return;
+        } else if (d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0) {
+            f->alignment = d->alignment;
+        }
+        if (!create(b, d, f)) {
+            let_go(f, OTHER);
+        } else if (f->state != FAILED && !in_memory) {
+            f->state = OPEN;
+        } else if (f->state != FAILED) {
+            if (write_all(f->copy, buffer, f->size) < 0)
+                fail(f, WRITE, errno);
+            else
+                finish(b, f);
+        }
+    }
+
+    /* Open all files that were added, and copy those that are in memory. */
+    static void batch_open(struct aiocp_batch *b)
+    {
+        char *buffer = malloc(SMALL);
+        unsigned i;
+        for (i = 0; i < b->nr; i++)
+            if (buffer)
+                open_file(b, &b->files[i], buffer);
+            else
+                fail(&b->files[i], READ, ENOMEM);
+        free(buffer);
+    }
+
+    static int same_time(struct timespec one, struct timespec two)
+    {
+        return one.tv_sec == two.tv_sec && one.tv_nsec == two.tv_nsec;
+    }
+
+    /* Linux has flagged the name as empty since 2.6.39 for CAP_DAC_READ_SEARCH, since 6.10 for
+       whoever has opened the file; the way through /proc is for all. */
+    static int link_unnamed(int fd, int dir_fd, const char *name)
+    {
+        char path[32];
+        if (linkat(fd, "", dir_fd, name, AT_EMPTY_PATH) == 0)
+            return 0;
+        if (errno != ENOENT)
+            return -1;
+        snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+        return linkat(AT_FDCWD, path, dir_fd, name, AT_SYMLINK_FOLLOW);
+    }
+
+    /* NFS and FUSE tell of writes that failed late when any descriptor of a file is closed. */
+    static int flush(int fd)
+    {
+        int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        return copy < 0 ? -1 : close(copy);
+    }
+
+    static void seal(const struct aiocp_batch *b, struct small_file *f)
+    {
+        struct stat now;
+        if (fstat(f->source, &now) < 0)
+            fail(f, LOOK, errno);
+        else if (now.st_size < f->size)
+            fail(f, SHRANK, ESTALE);
+        else if (!b->allow_changed
+                 && (now.st_size != f->size || !same_time(now.st_mtim, f->seen.st_mtim)
+                     || !same_time(now.st_ctim, f->seen.st_ctim)))
+            fail(f, CHANGED, ESTALE);
+        else
+            close_fd(&f->source);
+    }
+
+    /* See that the sources of what was written are still what they were, and close them. */
+    static void batch_seal(struct aiocp_batch *b)
+    {
+        unsigned i;
+        for (i = 0; i < b->nr; i++)
+            if (b->files[i].state == WRITTEN)
+                seal(b, &b->files[i]);
+    }
+
+    static void place(struct aiocp_batch *b, struct small_file *f)
+    {
+        const struct batch_directory *d = &b->directory[f->directory];
+        if (d->flush && flush(f->copy) < 0)
+            fail(f, CLOSE, errno);
+        else if (link_unnamed(f->copy, d->target, f->name) < 0)
+            fail(f, LINK, errno);
+        else {
+            b->placed++;
+            b->bytes += f->size;
+            let_go(f, PLACED);
+        }
+    }
+
+    /* Give all that was written its names. */
+    static void batch_place(struct aiocp_batch *b)
+    {
+        unsigned i;
+        for (i = 0; i < b->nr; i++)
+            if (b->files[i].state == WRITTEN)
+                place(b, &b->files[i]);
+    }
+
+    /* The descriptor of the directory that a file comes from. */
+    static int batch_source(struct aiocp_batch *b, unsigned index)
+    {
+        return b->directory[b->files[index].directory].source;
+    }
+
+    static void batch_close(struct aiocp_batch *b)
+    {
+        unsigned i;
+        for (i = 0; i < b->nr; i++)
+            let_go(&b->files[i], b->files[i].state);
+        for (i = 0; i < b->directories; i++) {
+            close_fd(&b->directory[i].source);
+            close_fd(&b->directory[i].target);
+        }
+        b->nr = b->directories = 0;
+    }
+
+    /* A forked child closes its copies too: nothing of a batch has a name. */
+    static void batch_free(struct aiocp_batch *b)
+    {
+        batch_close(b);
+        free(b);
+    }
+    """,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

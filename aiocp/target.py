@@ -1,0 +1,151 @@
+"""A destination directory of a tree: open while something is to be put into it, then finished.
+
+What is to be put in place counts as waiting in its target, a target in its parent. The last to
+arrive finishes it: its attributes, which its entries would have changed, and its sync.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from errno import ESTALE
+
+from aiocp import metadata
+from aiocp.errors import fail, operation
+from aiocp.linux import File, close_may_fail
+from aiocp.transfer import DirectorySync
+from aiocp.tree import Directory
+
+# How many directories on the way down are kept open; those above, but the root, are opened again
+# from the one below
+KEPT_OPEN = 32
+
+_CLOSED = File()
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+class Target:
+    """A destination directory that something is still to be put into.
+
+    `mask` is what new files in it are denied, `acl` whether a default ACL says so, `flush` whether
+    closing a file there may fail. `together` tells that its files, and itself, are synced with the
+    whole file system. `bits` is the mode to give it if that is preserved.
+    """
+
+    __slots__ = (
+        "acl",
+        "bits",
+        "child",
+        "created",
+        "directory",
+        "file",
+        "flush",
+        "mask",
+        "parent",
+        "stat",
+        "together",
+        "waiting",
+    )
+
+    def __init__(
+        self, file: File, directory: Directory, parent: "Target | None", *, created: bool
+    ) -> None:
+        self.file, self.directory, self.parent, self.created = file, directory, parent, created
+        self.stat = os.fstat(file.fileno())
+        self.mask, self.acl = metadata.creation_mask(file.fileno())
+        alike = parent is not None and parent.stat.st_dev == self.stat.st_dev
+        self.flush: bool = parent.flush if parent and alike else close_may_fail(file.fileno())
+        self.together: bool = parent.together if parent and alike else False
+        self.bits = stat.S_IMODE(directory.stat.st_mode)
+        self.child: Target | None = None  # the last that was entered
+        self.waiting = 1  # entries not in place yet, and the walk itself
+        if parent is not None:
+            parent.waiting += 1
+            parent.child = self
+
+    def fd(self) -> int:
+        return self.opened().fileno()
+
+    def opened(self) -> File:
+        """The directory's file, opened again from below if it is parked.
+
+        Raises OSError ESTALE where it was moved meanwhile.
+        """
+        if self.file.fileno() >= 0:
+            return self.file
+        below, levels = self, 0
+        while below.file.fileno() < 0:
+            if below.child is None:
+                raise fail(ESTALE, "open directory again")
+            below, levels = below.child, levels + 1
+        file = below.file
+        with operation("open directory again"):
+            for _ in range(levels):
+                file = File.open(b"..", _DIRECTORY, dir_fd=file.fileno())
+            if not self.is_same(os.fstat(file.fileno())):
+                raise fail(ESTALE, "moved while being copied")
+        self.file = file
+        return file
+
+    def park_above(self) -> None:
+        """Close, for now, the directory that is too far up to be needed soon; those who have it
+        for a file in flight keep it."""
+        above: Target | None = self
+        for _ in range(KEPT_OPEN):
+            if above is None:
+                return
+            above = above.parent
+        if above is not None and above.parent is not None:
+            above.file = _CLOSED
+
+    def is_same(self, status: os.stat_result) -> bool:
+        return os.path.samestat(self.stat, status)
+
+    def mode_meanwhile(self) -> int:
+        """The mode for as long as entries are put in: nobody else's business if it is new."""
+        return 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+
+    def finish(self, preserve: frozenset[str]) -> None:
+        """Give the directory what its entries would have changed, or what would keep them out."""
+        source = self.directory.stat
+        if "mode" in preserve:
+            os.fchmod(self.fd(), self.bits)
+        elif self.created:  # as mkdir(2) would
+            mode = source.st_mode & stat.S_ISVTX | metadata.new_mode(source.st_mode, preserve)
+            mode &= ~(self.parent or self).mask
+            os.fchmod(self.fd(), mode | (self.stat.st_mode & stat.S_ISGID))
+        if "timestamps" in preserve:
+            os.utime(self.fd(), ns=(source.st_atime_ns, source.st_mtime_ns))
+
+    def let_go(self) -> None:
+        """Close the finished directory."""
+        if self.parent is not None and self.parent.child is self:
+            with suppress(OSError):  # told when the parent is needed
+                self.parent.opened()
+        self.file.close()
+
+
+class TargetSync(DirectorySync):
+    """The sync of a target that everything is in."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target.fd())
+        self.target = target
+
+
+def enter(name: bytes, parent: Target) -> tuple[File, bool]:
+    """Make a directory in a target, or take the one that is there; whether it is made.
+
+    Raises OSError from mkdirat(2), openat(2).
+    """
+    with operation("make directory"):
+        created = make_directory(name, parent.fd())
+        return File.open(name, _DIRECTORY, dir_fd=parent.fd()), created
+
+
+def make_directory(name: bytes, dir_fd: int | None) -> bool:
+    """Make a directory; whether it was not there yet."""
+    try:
+        os.mkdir(name, 0o700, dir_fd=dir_fd)
+    except FileExistsError:
+        return False
+    return True
