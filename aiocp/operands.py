@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from aiocp.copier import CopyResult, Progress, copy_file
 from aiocp.errors import fail, operation
-from aiocp.linux import File
+from aiocp.hard_links import HardLinks, identity
 
 if TYPE_CHECKING:
-    from aiocp.tree_copier import Links, TreeResult
+    from aiocp.tree_copier import TreeResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Operands:
         self.how = how
         self._seen: set[tuple[str, int, int]] = set()
         self._created: set[str] = set()
-        self._links: Links = {}
+        self._links = HardLinks()
 
     def copy(
         self, source: str, destination: str, progress: Progress | None = None
@@ -112,8 +112,7 @@ class Operands:
         if not self._wanted(source, destination, seen, existing):
             return None
         linked = self._several_names(seen)
-        if linked and (seen.st_dev, seen.st_ino) in self._links:
-            self._link(destination, seen)
+        if linked and self._link(destination, seen):
             return None
         result = copy_file(
             source,
@@ -133,8 +132,7 @@ class Operands:
         if not self._wanted(source, destination, seen, existing):
             return
         linked = self._several_names(seen)
-        if linked and (seen.st_dev, seen.st_ino) in self._links:
-            self._link(destination, seen)
+        if linked and self._link(destination, seen):
             return
         with self._place(destination) as (directory, name):
             copy_node(seen, os.fsencode(source), None, directory, name, self.how.preserve)
@@ -193,21 +191,24 @@ class Operands:
         self._created.add(destination)
         if linked:
             made = os.stat(destination, follow_symlinks=False)
-            path = os.path.abspath(os.fsencode(destination))
-            self._links[seen.st_dev, seen.st_ino] = path, (made.st_dev, made.st_ino)
+            directory, name = os.path.split(os.path.abspath(os.fsencode(destination)))
+            self._links.add(identity(seen), directory, name, identity(made))
 
-    def _link(self, destination: str, seen: os.stat_result) -> None:
-        """Give what an operand before was copied to another name."""
-        from aiocp.nodes import identity, link_node
+    def _link(self, destination: str, seen: os.stat_result) -> bool:
+        """Give what an operand before was copied to another name, if one was."""
+        copied = self._links.get(identity(seen))
+        if copied is None:
+            return False
+        from aiocp.nodes import link_node, open_node
 
-        path, copied = self._links[seen.st_dev, seen.st_ino]
-        with operation("link"), File.open(path, os.O_PATH | os.O_NOFOLLOW) as file:
+        with operation("link"), open_node(copied[0]) as file:
             found = os.fstat(file.fileno())
-            if copied != identity(found):
+            if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             with self._place(destination) as (directory, name):
                 link_node(file.fileno(), found, directory, name)
         self._created.add(destination)
+        return True
 
     @contextmanager
     def _place(self, destination: str) -> "Iterator[tuple[int, bytes]]":

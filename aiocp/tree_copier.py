@@ -36,8 +36,9 @@ from aiocp.copier import (
 from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
+from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.linux import File, dirty_bytes, has_syncfs, sync_filesystem
-from aiocp.nodes import Identity, copy_node, identity, link_node
+from aiocp.nodes import copy_node, link_node, open_node
 from aiocp.source import Source
 from aiocp.stage import Stage
 from aiocp.target import KEPT_OPEN, Target, TargetSync, enter, make_directory
@@ -65,8 +66,6 @@ _OTHERS = 64
 
 # whether to replace, given the path, the source's stat and that of what has its name
 Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
-# where files with several names were copied to, by device and inode number: path, and what is there
-Links = dict[Identity, tuple[bytes, Identity]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ def copy_tree(
     force: bool = False,
     sync: bool = True,
     allow_changed: bool = False,
-    links: Links | None = None,
+    links: HardLinks | None = None,
     on_error: Callable[[OSError], object] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -155,7 +154,7 @@ def copy_tree(
         replace=replace,
         remove=remove_destination,
         force=force,
-        links={} if links is None else links,
+        links=HardLinks() if links is None else links,
         follow=follow_symlinks,
         sync=sync,
         allow_changed=allow_changed,
@@ -237,7 +236,7 @@ class _TreeFile(FileTransfer):
             self.sync = sync
         self.target, self.name = target, name
         self.waits = False  # for the sync of the file system
-        self.linked: _Linked | None = None
+        self.identity: Identity | None = None  # of the source, if names are to be linked
         self.other_names: list[tuple[Target, bytes, bytes]] = []  # with the path, for messages
 
     @property
@@ -260,22 +259,6 @@ class _TreeFile(FileTransfer):
                 self.source.close()
 
 
-class _Linked:
-    """A file with several names of which the first is copied: in flight, or where it is."""
-
-    __slots__ = ("identity", "key", "path", "transfer")
-
-    def __init__(
-        self,
-        key: tuple[int, int],
-        path: bytes,
-        identity: Identity = (0, 0),
-        *,
-        transfer: _TreeFile | None = None,
-    ) -> None:
-        self.key, self.path, self.transfer, self.identity = key, path, transfer, identity
-
-
 class _TreeCopier:
     """The state of one copy_tree()."""
 
@@ -291,7 +274,7 @@ class _TreeCopier:
         replace: Replace | None,
         remove: bool,
         force: bool,
-        links: "Links",
+        links: HardLinks,
         on_error: Callable[[OSError], object] | None,
         progress: Progress | None,
         cancel: Cancel | None,
@@ -300,7 +283,7 @@ class _TreeCopier:
         self.names = names
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
         self.sync, self.allow_changed = sync, allow_changed
-        self.replace, self.remove, self.force, self.links_before = replace, remove, force, links
+        self.replace, self.remove, self.force = replace, remove, force
         self.on_error, self.progress, self.cancel = on_error, progress, cancel
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.errors: list[OSError] = []
@@ -319,11 +302,14 @@ class _TreeCopier:
         self._behind: Stage[_Placed] = Stage("aiocp-place")
         self._held: list[Batch | _TreeFile] = []  # written, and waiting for the file system's sync
         self._holding = 0
+        self._moved = self._reported = 0  # bytes
         self._open: set[_TreeFile] = set()
         self._targets: set[Target] = set()
         self._alignments: dict[int, int] = {}
         self._stream_block = memoryview(bytearray(SMALL))
-        self._linked: dict[tuple[int, int], _Linked] = {}
+        self._copied = links
+        self._in_flight: dict[Identity, _TreeFile] = {}  # of those, what is not in place yet
+        self._top = os.path.abspath(names[1])
         self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
 
     def run(
@@ -356,19 +342,14 @@ class _TreeCopier:
             self._sync_parent(context)
 
     def _drive(self, engine: Engine) -> None:
-        moved = reported = 0
         while True:
             for transfer in engine.run():
-                look(self.cancel)
+                self._look()
                 if transfer is not None:
-                    moved += transfer.bytes_written
                     self._ended(transfer)
                 self._take_placed()
                 while self._begun:
                     engine.add(self._begun.popleft())
-                if self.progress is not None and moved != reported:
-                    reported = moved
-                    self.progress(moved, 0)
             if self._held:
                 self._sync_held()
             if not self._behind.pending:
@@ -376,6 +357,13 @@ class _TreeCopier:
             self._take_placed(wait=True)
             while self._begun:
                 engine.add(self._begun.popleft())
+
+    def _look(self) -> None:
+        """See whether to stop, and tell how far it is."""
+        look(self.cancel)
+        if self.progress is not None and self._moved != self._reported:
+            self._reported = self._moved
+            self.progress(self._moved, 0)
 
     def _sync_parent(self, context: Context) -> None:
         """Have the root's own name on the disk."""
@@ -396,10 +384,6 @@ class _TreeCopier:
             transfer.close()
         for target in self._targets:
             target.file.close()
-        top = os.path.abspath(self.names[1])
-        for key, linked in self._linked.items():
-            if linked.transfer is None:
-                self.links_before[key] = (os.path.join(top, linked.path), linked.identity)
 
     # --- what the walk gives ---
 
@@ -465,6 +449,8 @@ class _TreeCopier:
             yield from self._opened(self._ahead.take())
 
     def _opened(self, batch: Batch) -> Iterator[Transfer]:
+        self._look()  # where all is in memory no transfer ends
+        self._take_placed()
         batch.waiting = 1
         for transfer in batch.transfers(self._alignments, self.block_size):
             batch.waiting += 1
@@ -537,8 +523,7 @@ class _TreeCopier:
         key = (seen.st_dev, seen.st_ino)
         several = seen.st_nlink > 1 or self.follow  # a link that is followed is a name too
         linked = several and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
-        if linked and (before := self._copied(key)):
-            self._link(before, target, name, path)
+        if linked and self._link(key, target, name, path):
             return None
         if stat.S_ISREG(seen.st_mode):
             source = Source(
@@ -546,7 +531,7 @@ class _TreeCopier:
             )
             transfer = self._begin(target, name, source)
             if linked:
-                self._linked[key] = transfer.linked = _Linked(key, path, transfer=transfer)
+                transfer.identity, self._in_flight[key] = key, transfer
             return transfer
         if stat.S_ISDIR(seen.st_mode):
             raise fail(ESTALE, "became a directory")
@@ -557,14 +542,15 @@ class _TreeCopier:
             self.specials += 1
         if linked:
             made = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-            self._linked[key] = _Linked(key, path, identity(made))
+            self._remember(key, target, name, made)
         return None
 
-    def _copied(self, key: Identity) -> "_Linked | None":
-        """What a file with several names was copied to, in this tree or one before it."""
-        if key in self.links_before and key not in self._linked:
-            self._linked[key] = _Linked(key, *self.links_before[key])
-        return self._linked.get(key)
+    def _remember(
+        self, source: Identity, target: Target, name: bytes, made: os.stat_result
+    ) -> None:
+        """That a file which has other names was copied."""
+        directory = os.path.join(self._top, target.directory.path)
+        self._copied.add(source, directory, name, identity(made))
 
     def _may_replace(self, target: Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
         """Whether what has the name, if anything has, is to be replaced."""
@@ -614,21 +600,20 @@ class _TreeCopier:
         self._open.add(transfer)
         return transfer
 
-    def _link(self, linked: "_Linked", target: Target, name: bytes, path: bytes) -> None:
-        """Give a file that is copied already, or on its way, another name."""
-        if linked.transfer is not None:
-            linked.transfer.other_names.append((target, name, path))
+    def _link(self, source: Identity, target: Target, name: bytes, path: bytes) -> bool:
+        """Give a file that is copied already, or on its way, another name; whether it is."""
+        if (transfer := self._in_flight.get(source)) is not None:
+            transfer.other_names.append((target, name, path))
             target.waiting += 1
-            return
-        assert self._root is not None
-        with (
-            operation("link"),
-            File.open(linked.path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._root.fd()) as file,
-        ):
+            return True
+        if (copied := self._copied.get(source)) is None:
+            return False
+        with operation("link"), open_node(copied[0]) as file:
             found = os.fstat(file.fileno())
-            if linked.identity != identity(found):
+            if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             self._link_to(file.fileno(), target, name, found)
+        return True
 
     def _link_to(self, fd: int, target: Target, name: bytes, found: os.stat_result) -> None:
         link_node(fd, found, target.fd(), name)
@@ -643,6 +628,7 @@ class _TreeCopier:
                 batch.failed(transfer.index, what_stopped(transfer))
             self._written(batch)
         elif isinstance(transfer, _TreeFile):
+            self._moved += transfer.bytes_written
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)
@@ -721,6 +707,7 @@ class _TreeCopier:
             self._failed(batch.where(index).directory.join(batch.name(index)), error)
         self.files += batch.placed
         self.bytes += batch.size
+        self._moved += batch.size
         for target, count in zip(batch.data, batch.counts, strict=True):
             if count:
                 self._arrived(target, count)
@@ -729,34 +716,36 @@ class _TreeCopier:
 
     def _commit(self, transfer: "_TreeFile") -> None:
         """Put a finished file, and the names linked to it, in place."""
-        linked = transfer.linked
         try:
             if transfer.failed:
                 raise what_stopped(transfer)
             transfer.destination.commit(flush=transfer.target.flush)
             self.files += 1
             self.bytes += transfer.size
-            found = os.fstat(transfer.destination.fd) if linked else None
-            for target, name, path in transfer.other_names:
-                assert found is not None
-                try:
-                    self._link_to(transfer.destination.fd, target, name, found)
-                except OSError as error:
-                    self._failed(path, error)
-            if linked and found:
-                linked.transfer, linked.identity = None, identity(found)
+            if transfer.identity is not None:
+                self._link_others(transfer, transfer.identity)
         except OSError as error:
             self._failed(transfer.path, error)
             for _, _, path in transfer.other_names:
                 self._failed(path, fail(error.errno or ESTALE, "its first name was not copied"))
-            if linked:
-                del self._linked[linked.key]
         finally:
+            if transfer.identity is not None:
+                del self._in_flight[transfer.identity]
             self._open.discard(transfer)
             transfer.close()
         self._arrived(transfer.target)
         for target, _, _ in transfer.other_names:
             self._arrived(target)
+
+    def _link_others(self, transfer: "_TreeFile", source: Identity) -> None:
+        """Link the names of a file that came while it was in flight."""
+        found = os.fstat(transfer.destination.fd)
+        self._remember(source, transfer.target, transfer.name, found)
+        for target, name, path in transfer.other_names:
+            try:
+                self._link_to(transfer.destination.fd, target, name, found)
+            except OSError as error:
+                self._failed(path, error)
 
     def _arrived(self, target: Target | None, count: int = 1) -> None:
         """That much less is to be put into a directory; after the last it is finished."""

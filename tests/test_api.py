@@ -25,7 +25,7 @@ LAYERS = [
     {"destination"},
     {"source", "metadata", "context", "tree"},
     {"engine", "direct", "stream"},
-    {"slots", "libaio", "linux", "errors", "stage"},
+    {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]
 
