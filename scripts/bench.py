@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -305,6 +306,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="256M, 3 rounds")
     parser.add_argument("--tree", action="store_true", help="many small files instead of one large")
     parser.add_argument("--files", type=int, default=20_000, help="how many in the tree")
+    parser.add_argument("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
     parser.add_argument("--when", default="cold,warm", help="cold,warm: is the tree in memory")
     parser.add_argument("--on", metavar="TYPE,...", help="new file systems: ext4, xfs, btrfs")
     parser.add_argument("--sweep", action="store_true", help="aiocp alone: depth x block size")
@@ -332,18 +334,32 @@ def tree(options: argparse.Namespace) -> None:
     import bench_tree
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    only = options.only.split(",") if options.only else None
-    rest = options.files, options.rounds, options.when.split(","), only
+    if options.scale:
+        counts = [int(count) for count in options.scale.split(",")]
+        run = partial(bench_tree.run_scale, counts=counts)
+        size = 10 * GIB + 64 * KIB * sum(counts)
+    else:
+        only = options.only.split(",") if options.only else list(bench_tree.PEERS)
+        when = options.when.split(",")
+        run = partial(
+            bench_tree.run_tree,
+            files=options.files,
+            count=options.rounds,
+            temperatures=when,
+            only=only,
+        )
+        copies = 1 + len(when) * options.rounds * len(only)
+        size = max(4 * GIB, 24 * KIB * options.files * copies)
     if options.on:
-        bench_tree.on_filesystems(options.on.split(","), *rest)
+        bench_tree.on_filesystems(options.on.split(","), size, run)
         return
     with tempfile.TemporaryDirectory(prefix="aiocp-bench-", dir=options.dir) as directory:
-        bench_tree.run_tree(Path(directory), *rest)
+        run(Path(directory))
 
 
 def main() -> None:
     options = parse_arguments()
-    if options.tree:
+    if options.tree or options.scale:
         tree(options)
         return
     peers = sweep_peers() if options.sweep else dict(PEERS)

@@ -3,6 +3,9 @@
 As scripts/bench does it for one file, but each copy is a new one and all stay until the end: ext4
 looks at every inode that was freed in the last minutes before it takes another, so a copy after an
 `rm -r` takes three times as long, whoever copies.
+
+With --scale aiocp alone copies more and more files, in one directory and in many: the time and the
+memory that each takes are to stay the same.
 """
 
 import os
@@ -21,6 +24,8 @@ MEAN = 11 * KIB
 IN_A_DIRECTORY = 100
 
 OURS = "import sys; from aiocp import copy_tree; copy_tree(*sys.argv[1:], sync={sync})"
+UUTILS = "/usr/lib/cargo/bin/coreutils"  # where Debian has them
+LINKS = "import sys; from aiocp import copy_tree; copy_tree(*sys.argv[1:], preserve=['links'])"
 SHUTIL = "import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"
 
 
@@ -31,7 +36,7 @@ def _python(code: str) -> str:
 # shell commands that copy the directory "$1" to the new directory "$2"
 DURABLE = {
     "aiocp": _python(OURS.format(sync=True)),
-    "cp -r + sync -f": 'cp -r --reflink=never "$1" "$2" && exec sync -f "$2"',
+    "cp -a + sync -f": 'cp -a --reflink=never "$1" "$2" && exec sync -f "$2"',
     "rsync -a --fsync": 'exec rsync -a --fsync "$1/" "$2"',
 }
 NOT_SYNCED = {
@@ -39,6 +44,9 @@ NOT_SYNCED = {
     "cp -r": 'exec cp -r --reflink=never "$1" "$2"',
     "rsync -a": 'exec rsync -a "$1/" "$2"',
     "tar | tar": 'mkdir "$2" && tar -C "$1" -cf - . | tar -C "$2" -xf -',
+    "fpsync": 'mkdir "$2" && exec fpsync -n 4 -f 2000 -t "$2.fpsync" "$1/" "$2/"',
+    "uutils cp -r": f'exec {UUTILS}/cp -r "$1" "$2"',
+    "rclone copy": 'exec rclone copy --config "" --transfers 16 --checkers 16 "$1" "$2"',
     "shutil.copytree": _python(SHUTIL),
 }
 PEERS = {**DURABLE, **NOT_SYNCED}
@@ -97,6 +105,23 @@ def rounds(
     return runs
 
 
+def available(peers: dict[str, str], directory: Path) -> dict[str, str]:
+    """Those that can copy a tree of one file, fpart's own log apart."""
+    source = directory / "one"
+    source.mkdir(exist_ok=True)
+    (source / "file").write_bytes(b"one")
+    found: dict[str, str] = {}
+    for name, command in peers.items():
+        copy = directory / f"one-{len(found)}-{name.split()[0]}"
+        try:
+            timed(command, source, copy)
+        except Failed as failure:
+            note(f"without {name}: {str(failure).splitlines()[-1]}")
+        else:
+            found[name] = command
+    return found
+
+
 def read_all(root: Path) -> None:
     """Bring a tree into memory."""
     for directory, _, names in os.walk(root):
@@ -137,10 +162,10 @@ def print_aims(runs: dict[str, list[Run]], temperature: str) -> None:
 
 
 def run_tree(
-    directory: Path, files: int, count: int, temperatures: list[str], only: list[str] | None
+    directory: Path, *, files: int, count: int, temperatures: list[str], only: list[str]
 ) -> None:
     """Print the tables for a directory, cold and warm as asked."""
-    peers = {name: PEERS[name] for name in only} if only else PEERS
+    peers = available({name: PEERS[name] for name in only}, directory)
     for temperature in temperatures:
         warm = temperature == "warm"
         runs = rounds(directory, files, peers, count, warm, lambda number: number == 0)
@@ -149,15 +174,48 @@ def run_tree(
         print_aims(runs, temperature)
 
 
-def on_filesystems(
-    types: list[str], files: int, count: int, temperatures: list[str], only: list[str] | None
-) -> None:
-    """The same on a new file system of each type, on a loop device."""
-    sys.path.append(str(ROOT / "tests"))
-    from filesystems import GIB, mounted
+def make_many(root: Path, files: int, spread: bool, *, names: int = 1) -> None:
+    """Files of a hundred bytes, all in one directory or a hundred in each; with `names` each file
+    has as many, of which the first are far from the others."""
+    for name in range(names):
+        for number in range(files):
+            directory = root / f"{name}" / (f"{number // IN_A_DIRECTORY}" if spread else "all")
+            if number % IN_A_DIRECTORY == 0:
+                directory.mkdir(parents=True, exist_ok=True)
+            path = f"{directory}/file{number}"
+            if name:
+                first = f"{root}/0/{number // IN_A_DIRECTORY if spread else 'all'}/file{number}"
+                os.link(first, path)
+            else:
+                with open(path, "wb") as file:
+                    file.write(b"%100d" % number)
 
-    size = max(4 * GIB, 32 * KIB * files * len(temperatures) * (count * len(only or PEERS) + 1))
+
+def run_scale(directory: Path, counts: list[int]) -> None:
+    """Print the time and the memory that each file takes, for more and more of them."""
+    print(f"{'files':>10} {'in':>8} {'s':>8} {'us/file':>8} {'peak MiB':>9}")
+    for files in counts:
+        for kind, names in (("one", 1), ("many", 1), ("linked", 2)):
+            source, copy = (directory / f"{kind}-{files}-{what}" for what in ("source", "copy"))
+            make_many(source, files, kind != "one", names=names)
+            drop_cache(source)
+            run = timed(
+                _python(OURS.format(sync=True)) if names == 1 else _python(LINKS), source, copy
+            )
+            each, peak = run.wall / files * 1e6, run.peak_memory / MIB
+            print(
+                f"{files:>10,} {kind:>8} {run.wall:>8.2f} {each:>8.1f} {peak:>9.1f}",
+                flush=True,
+            )
+
+
+def on_filesystems(types: list[str], size: int, run: Callable[[Path], None]) -> None:
+    """Do it on a new file system of each type, on a loop device of its own whose space is there."""
+    sys.path.append(str(ROOT / "tests"))
+    from filesystems import mounted
+
     for fstype in types:
         print(f"\n--- {fstype}", flush=True)
-        with mounted(fstype, size) as directory:
-            run_tree(directory, files, count, temperatures, only)
+        options = ["-i", "8192"] if fstype == "ext4" else []  # inodes for many small files
+        with mounted(fstype, size, mkfs_options=options, allocated=True) as directory:
+            run(directory)

@@ -57,10 +57,19 @@ def sparse_file(path: Path, size: int) -> Path:
     return path
 
 
+def allocated_file(path: Path, size: int) -> Path:
+    """Make a file of `size` bytes that has its space."""
+    with path.open("xb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+    return path
+
+
 @contextmanager
-def loop_device(backing: Path, sector_size: int = 512) -> Iterator[Path]:
-    """Attach the file `backing` as a block device with sectors of `sector_size` bytes."""
-    device = run("losetup", "--find", "--show", f"--sector-size={sector_size}", backing)
+def loop_device(backing: Path, sector_size: int = 512, *, direct: bool = False) -> Iterator[Path]:
+    """Attach the file `backing` as a block device with sectors of `sector_size` bytes; `direct`
+    keeps it out of the page cache."""
+    how = f"--direct-io={'on' if direct else 'off'}"
+    device = run("losetup", "--find", "--show", how, f"--sector-size={sector_size}", backing)
     try:
         yield Path(device)
     finally:
@@ -83,9 +92,15 @@ def mount(source: Path | str, directory: Path, *options: str) -> Iterator[Path]:
 
 @contextmanager
 def mounted(
-    fstype: str, size: int = GIB, *, mkfs_options: Sequence[str] = (), sector_size: int = 512
+    fstype: str,
+    size: int = GIB,
+    *,
+    mkfs_options: Sequence[str] = (),
+    sector_size: int = 512,
+    allocated: bool = False,
 ) -> Iterator[Path]:
-    """Yield the mount point of a new ext4, xfs, btrfs or tmpfs of `size` bytes."""
+    """Yield the mount point of a new ext4, xfs, btrfs or tmpfs of `size` bytes; `allocated`: on a
+    device that is nothing but that, for timing."""
     with scratch_directory() as scratch:
         directory = scratch / "mnt"
         directory.mkdir()
@@ -93,8 +108,8 @@ def mounted(
             with mount("tmpfs", directory, "-t", "tmpfs", "-o", f"size={size}"):
                 yield directory
         else:
-            image = sparse_file(scratch / "image", size)
-            with loop_device(image, sector_size) as device:
+            image = (allocated_file if allocated else sparse_file)(scratch / "image", size)
+            with loop_device(image, sector_size, direct=allocated) as device:
                 make_filesystem(fstype, device, mkfs_options)
                 with mount(device, directory):
                     yield directory
