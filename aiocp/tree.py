@@ -126,8 +126,8 @@ def walk(
                 except OSError as error:
                     on_error(stack[-1][0].path, error)
                     stack[-1][1].clear()
-            yield Leave(parent)
             parent.file.close()
+            yield Leave(parent)
             if not stack:
                 return
     finally:

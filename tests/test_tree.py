@@ -213,12 +213,27 @@ def test_on_btrfs_files_are_synced_together(
 
     monkeypatch.setattr(tree_copier, "sync_filesystem", sync)
     monkeypatch.setattr(tree_copier, "_TOGETHER", 512)
+    monkeypatch.setattr(tree_copier, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     result = copy_tree(source, copy)
     assert found[0] == 0
     assert found == sorted(found)
     assert all(after - before <= 512 for before, after in pairwise(found))
     assert (found[-1], len(found)) == (1300, result.syncs)
     assert differences(source, copy, "-rcni") == ""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("dirty", [0, 1 << 40])
+def test_what_others_have_not_written_is_not_waited_for(
+    filesystem: Path, monkeypatch: pytest.MonkeyPatch, dirty: int
+) -> None:
+    """Where that is much, each file is synced by itself; on tmpfs always, it has nothing else."""
+    (filesystem / "source").mkdir()
+    (filesystem / "source" / "file").write_bytes(b"file")
+    monkeypatch.setattr(tree_copier, "dirty_bytes", lambda: dirty)
+    result = copy_tree(filesystem / "source", filesystem / "copy")
+    kind = subprocess.check_output(["stat", "-f", "-c", "%T", filesystem], text=True).strip()
+    assert (result.syncs > 0) == (not dirty and kind != "tmpfs")
 
 
 @pytest.mark.root
@@ -239,6 +254,7 @@ def test_a_failed_sync_of_the_file_system(
 
     monkeypatch.setattr(tree_copier, "sync_filesystem", sync)
     monkeypatch.setattr(tree_copier, "_TOGETHER", 512)
+    monkeypatch.setattr(tree_copier, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     before = len(os.listdir("/proc/self/fd"))
     errors = group_of(lambda: copy_tree(source, copy))
     assert before == len(os.listdir("/proc/self/fd"))
