@@ -420,6 +420,10 @@ ffibuilder.set_source(
     static void place(struct aiocp_batch *b, struct small_file *f)
     {
         const struct batch_directory *d = &b->directory[f->directory];
+        if (f->source >= 0)
+            seal(b, f);
+        if (f->state == FAILED)
+            return;
         if (d->flush && flush(f->copy) < 0)
             fail(f, CLOSE, errno);
         else if (link_unnamed(f->copy, d->target, f->name) < 0)
@@ -431,7 +435,7 @@ ffibuilder.set_source(
         }
     }
 
-    /* Give all that was written its names. */
+    /* Give all that was written its names; what is not sealed yet is sealed before. */
     static void batch_place(struct aiocp_batch *b)
     {
         unsigned i;

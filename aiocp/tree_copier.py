@@ -649,8 +649,8 @@ class _TreeCopier:
         batch.waiting -= 1
         if batch.waiting:
             return
-        batch.seal()
         if self.sync and batch.sync is Sync.NONE:
+            batch.seal()
             self._hold(batch, len(batch))
         else:
             self._place(partial(_placed, [batch]), _BEHIND)
