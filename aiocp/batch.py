@@ -26,7 +26,7 @@ _BUILT = [ffi.typeof(f"struct {name}").fields for name in ("aiocp_batch", "small
 
 _OTHER, _OPEN, _WRITTEN, _UNFINISHED = lib.OTHER, lib.OPEN, lib.WRITTEN, lib.UNFINISHED
 _FAILED = lib.FAILED
-_add = lib.batch_add
+_add, _finish = lib.batch_add, lib.batch_finish
 
 _DOING = {
     lib.OPEN_SOURCE: "open source",
@@ -43,12 +43,12 @@ _DOING = {
 class SmallFile(engine.Transfer):
     """A file of a batch that is still to be read, or that is only to be synced."""
 
-    def __init__(self, batch: "Batch", index: int, file: Any) -> None:
+    def __init__(self, batch: "Batch", index: int, file: Any, *, read: bool) -> None:
         super().__init__()
         self.batch, self.index = batch, index
         self.read_fd, self.write_fd = file.source, file.copy
         self.sync = batch.sync
-        if file.state == _OPEN:
+        if read:
             self.extents = ((0, file.size),)
             if alignment := file.alignment:
                 self.alignment, self.read_direct = alignment, True
@@ -152,13 +152,14 @@ class Batch:
         for index in range(len(self)):
             file = self._files[index]
             state = file.state
-            if state == _OPEN:
-                if not file.alignment:
-                    self._read_directly(index, file, alignments, block_size)
+            if state == _OPEN and not file.alignment:
+                self._read_directly(index, file, alignments, block_size)
+                state = file.state
             elif state == _UNFINISHED:
                 self._finish(index, file)
-            if file.state == _OPEN or (file.state == _WRITTEN and self.sync):
-                yield SmallFile(self, index, file)
+                state = file.state
+            if state == _OPEN or (state == _WRITTEN and self.sync):
+                yield SmallFile(self, index, file, read=state == _OPEN)
 
     def _read_directly(
         self, index: int, file: Any, alignments: dict[int, int], block_size: int
@@ -188,7 +189,8 @@ class Batch:
 
     def finish(self, index: int) -> None:
         """Give a file whose bytes are in it its attributes. Raises OSError, those of `carry`."""
-        lib.batch_finish(self._batch, index)
+        if _finish(self._batch, index) == 1:
+            return
         file = self._files[index]
         if file.state == _UNFINISHED:
             self._finish(index, file)
