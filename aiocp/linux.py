@@ -78,6 +78,10 @@ class File:
         if (result := _file_close(self._file)) < 0:
             raise OSError(-result, os.strerror(-result))
 
+    def let_go(self) -> None:
+        """Close what was only read, so that close(2) has nothing to tell."""
+        _file_close(self._file)
+
     def __enter__(self) -> Self:
         return self
 

@@ -127,12 +127,12 @@ def walk(
                     on_error(stack[-1][0].path, error)
                     stack[-1][1].clear()
             yield Leave(parent)
-            parent.file.close()
+            parent.file.let_go()
             if not stack:
                 return
     finally:
         for directory, _ in stack:
-            directory.file.close()
+            directory.file.let_go()
 
 
 def _list(
@@ -171,7 +171,7 @@ def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:
 def _park(stack: list[tuple[Directory, list[bytes]]]) -> None:
     """Close the directory that is too far up to be needed soon."""
     if len(stack) > _KEPT_OPEN:
-        stack[-_KEPT_OPEN - 1][0].file.close()
+        stack[-_KEPT_OPEN - 1][0].file.let_go()
 
 
 def _unpark(directory: Directory, child: Directory) -> None:

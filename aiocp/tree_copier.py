@@ -457,7 +457,7 @@ class _TreeCopier:
         for transfer in self._open:
             transfer.close()
         for target in self._targets:
-            target.file.close()
+            target.file.let_go()
         top = os.path.abspath(self.names[1])
         for key, linked in self._linked.items():
             if linked.transfer is None:
@@ -775,7 +775,7 @@ class _TreeCopier:
                 if parent.child is target:
                     parent.opened()
             self._targets.discard(target)
-            target.file.close()
+            target.file.let_go()
         return parent
 
     def _failed(self, path: bytes, error: BaseException) -> None:
