@@ -70,6 +70,7 @@ class Source:
         Raises OSError as `Source` does.
         """
         self = cls.__new__(cls)
+        file: File | None = None
         try:
             self.file = file = File.open(name, _LISTED, dir_fd=dir_fd)
             fd = file.fileno()
@@ -86,9 +87,11 @@ class Source:
                         alignments[status.st_dev] = self.alignment
                 elif direct.set_direct(fd):
                     self.alignment = alignment
-        except SourceChanged:
-            raise
         except OSError as error:
+            if file is not None:
+                file.close()  # the error lives on, and all that it knows with it
+            if isinstance(error, SourceChanged):
+                raise
             raise fail(error.errno or ESTALE, "open source") from error
         return self
 

@@ -162,9 +162,13 @@ def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:
     with operation("open directory"):
         flags = _OPEN if follow else _OPEN | os.O_NOFOLLOW
         file = File.open(name, flags, dir_fd=parent.fd())
-        directory = Directory(file, name, parent, parent.join(name))
-        if follow and directory.loops():
-            raise fail(ELOOP, "open directory")
+        try:
+            directory = Directory(file, name, parent, parent.join(name))
+            if follow and directory.loops():
+                raise fail(ELOOP, "open directory")
+        except OSError:
+            file.let_go()  # the error lives on, and all that it knows with it
+            raise
     return directory
 
 

@@ -506,7 +506,11 @@ class _TreeCopier:
         with operation("make directory"):
             created = _make_directory(directory.name, parent.fd())
             file = File.open(directory.name, _DIRECTORY, dir_fd=parent.fd())
-        directory.data = self._take(file, directory, parent, created)
+            try:
+                directory.data = self._take(file, directory, parent, created)
+            except OSError:
+                file.let_go()  # the error lives on, and all that it knows with it
+                raise
         above: _Target | None = parent
         for _ in range(_KEPT_OPEN):
             if above is None:
