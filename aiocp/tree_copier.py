@@ -479,6 +479,8 @@ class _TreeCopier:
                     continue
                 if transfer is not None:
                     yield transfer
+                else:
+                    look(self.cancel)
             elif isinstance(step, Enter):
                 try:
                     self._enter(step.directory)
