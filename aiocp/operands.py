@@ -201,7 +201,7 @@ class Operands:
         from aiocp.nodes import identity, link_node
 
         path, copied = self._links[seen.st_dev, seen.st_ino]
-        with operation("link"), File.open(path, os.O_PATH | os.O_NOFOLLOW) as file:
+        with operation("link"), File.open_far(path, os.O_PATH | os.O_NOFOLLOW) as file:
             found = os.fstat(file.fileno())
             if copied != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")

@@ -671,7 +671,7 @@ class _TreeCopier:
         assert self._root is not None
         with (
             operation("link"),
-            File.open(linked.path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._root.fd()) as file,
+            File.open_far(linked.path, os.O_PATH | os.O_NOFOLLOW, dir_fd=self._root.fd()) as file,
         ):
             found = os.fstat(file.fileno())
             if linked.identity != identity(found):
