@@ -678,6 +678,24 @@ class _TreeCopier:
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             self._link_to(file.fileno(), target, name, found)
 
+    def _link_others(self, transfer: "_TreeFile", found: os.stat_result) -> None:
+        """Give a file that is in place its other names, those furthest down first: the way up to a
+        parked directory begins at the one before, and no more than these two are open."""
+        before: _Target | None = None
+        names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
+        for target, name, path in names:
+            parked = target.file.fileno() < 0
+            try:
+                self._link_to(transfer.destination.fd, target, name, found)
+            except OSError as error:
+                self._failed(path, error)
+            if parked:
+                if before is not None:
+                    before.park()
+                before = target
+        if before is not None:
+            before.park()
+
     def _link_to(self, fd: int, target: _Target, name: bytes, found: os.stat_result) -> None:
         link_node(fd, found, target.fd(), name)
         self.files += 1
@@ -732,13 +750,8 @@ class _TreeCopier:
             self.files += 1
             self.bytes += transfer.size
             found = os.fstat(transfer.destination.fd) if linked else None
-            for target, name, path in transfer.other_names:
-                assert found is not None
-                try:
-                    self._link_to(transfer.destination.fd, target, name, found)
-                except OSError as error:
-                    self._failed(path, error)
             if linked and found:
+                self._link_others(transfer, found)
                 linked.transfer, linked.identity = None, identity(found)
         except OSError as error:
             self._failed(transfer.path, error)
