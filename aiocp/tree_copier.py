@@ -266,9 +266,18 @@ class _Target:
     def is_same(self, status: os.stat_result) -> bool:
         return os.path.samestat(self.stat, status)
 
-    def mode_meanwhile(self) -> int:
-        """The mode for as long as entries are put in: nobody else's business if it is new."""
-        return 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+    def carry(self, preserve: frozenset[str]) -> None:
+        """Give the directory its owner, ACLs and extended attributes.
+
+        Its mode for as long as entries are put in is nobody else's business if it is new.
+        """
+        source = self.directory
+        self.bits &= 0o1777  # unless it is known who the owner is
+        try:
+            self.bits = metadata.carry(source.fd(), source.stat, self.fd(), preserve, None)
+        finally:
+            meanwhile = 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+            os.fchmod(self.fd(), meanwhile)
 
     def finish(self, preserve: frozenset[str]) -> None:
         """Give the directory what its entries would have changed, or what would keep them out."""
@@ -543,11 +552,11 @@ class _TreeCopier:
             target.together = self.sync and is_btrfs(file.fileno())
         early = self.preserve - {"timestamps"}
         if early:
-            with operation("set attributes"):
-                target.bits = metadata.carry(
-                    directory.fd(), directory.stat, file.fileno(), early, None
-                )
-                os.fchmod(file.fileno(), target.mode_meanwhile())
+            try:
+                with operation("set attributes"):
+                    target.carry(early)
+            except OSError as error:  # what is below can be copied all the same
+                self._failed(directory.path, error)
         self.directories += 1
         return target
 
