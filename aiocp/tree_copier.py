@@ -642,7 +642,7 @@ class _TreeCopier:
                     source,
                     "never" if size <= _SMALL else "auto",
                     self.block_size,
-                    preserve=self._attributes,
+                    preserve=self.preserve,
                     mask=target.mask,
                     remove=self.remove,
                     force=self.force,
