@@ -25,15 +25,15 @@ def copy(read_fd: int, write_fd: int, block: memoryview, cancel: Cancel | None) 
     """
     done = 0
     while True:
-        _wait(read_fd, select.POLLIN, cancel)
         with operation(f"read at offset {done}"):
+            _wait(read_fd, select.POLLIN, cancel)
             count = os.readv(read_fd, [block])
         if not count:
             return
         written = 0
         while written < count:
-            _wait(write_fd, select.POLLOUT, cancel)
             with operation(f"write at offset {done + written}"), suppress(BlockingIOError):
+                _wait(write_fd, select.POLLOUT, cancel)
                 written += os.write(write_fd, block[written:count])
         done += count
         yield done

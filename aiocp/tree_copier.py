@@ -413,7 +413,7 @@ class _TreeCopier:
         """Copy everything; errors of single entries go into `errors`."""
         with operation("open source"):
             file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
-        root = Directory(file, b"", None, b"")
+            root = Directory(file, b"", None, b"")
         steps = walk(
             root,
             self._failed,
@@ -455,11 +455,13 @@ class _TreeCopier:
     def _sync_parent(self, context: Context) -> None:
         """Have the root's own name on the disk."""
         parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
-        with File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
+        with operation("sync"):
+            file = File.open(parent, os.O_RDONLY | os.O_DIRECTORY)
             for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
                 if transfer is not None and transfer.failed:
                     raise what_stopped(transfer)
             assert_durable(file.fileno())
+            file.let_go()
 
     def close(self) -> None:
         """Let go of what an exception has left open."""
