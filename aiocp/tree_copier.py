@@ -535,8 +535,9 @@ class _TreeCopier:
     def _make_root(self, directory: Directory) -> "_Target":
         with operation("make directory"):
             created = _make_directory(self.names[1], None)
-            file = File.open(self.names[1], os.O_RDONLY | os.O_DIRECTORY)
-        target = self._take(file, directory, None, created)
+            flags = _DIRECTORY if created else _DIRECTORY & ~os.O_NOFOLLOW
+            file = File.open(self.names[1], flags)
+            target = self._take(file, directory, None, created)
         if target.is_same(directory.stat):
             raise fail(EINVAL, "cannot copy a directory into itself")
         return target
