@@ -40,7 +40,7 @@ def copy(read_fd: int, write_fd: int, block: memoryview, cancel: Cancel | None) 
 
 
 def open_writer(name: bytes, flags: int, dir_fd: int, cancel: Cancel | None) -> File:
-    """Open a pipe or a device for writing; wait until a FIFO has a reader."""
+    """Open a FIFO for writing, when it has a reader."""
     while True:
         try:
             return File.open(name, flags | os.O_NONBLOCK, dir_fd=dir_fd)

@@ -648,6 +648,7 @@ class _TreeCopier:
                     preserve=self.preserve,
                     mask=target.mask,
                     remove=self.remove,
+                    wait=False,
                     force=self.force,
                     cancel=self.cancel,
                 )
