@@ -87,6 +87,7 @@ class Destination:
         preserve: frozenset[str] = frozenset(),
         mask: int | None = None,
         remove: bool = False,
+        wait: bool = True,
         cancel: Cancel | None = None,
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
@@ -96,7 +97,7 @@ class Destination:
         file that may not be opened to be replaced; `follow` is that of its `Place`; `preserve`
         names attributes of the source to carry over; `mask` is the directory's, if it is known
         (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there;
-        `cancel` ends the wait for a FIFO's reader.
+        without `wait` a FIFO is refused, and `cancel` ends the wait for its reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -105,7 +106,7 @@ class Destination:
         self.directory, self.name = directory, name
         self.in_place = in_place
         self.grown = False
-        self._force, self._cancel = force, cancel
+        self._force, self._wait, self._cancel = force, wait, cancel
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove
         self._mode: int | None = None
@@ -165,9 +166,7 @@ class Destination:
     def _open_existing(self, existing: os.stat_result) -> File:
         directory = self.directory.fileno()
         flags = os.O_WRONLY if self._follow else os.O_WRONLY | os.O_NOFOLLOW
-        if stat.S_ISREG(existing.st_mode):
-            file = File.open(self.name, flags | os.O_NONBLOCK, dir_fd=directory)
-        elif stat.S_ISBLK(existing.st_mode):  # O_EXCL: EBUSY for one that is mounted or claimed
+        if stat.S_ISBLK(existing.st_mode):  # O_EXCL: EBUSY for one that is mounted or claimed
             flags |= 0 if self._force else os.O_EXCL
             try:
                 file = File.open(self.name, flags, dir_fd=directory)
@@ -175,8 +174,12 @@ class Destination:
                 if error.errno == EBUSY:
                     raise fail(EBUSY, "mounted or in use, and not forced") from error
                 raise
-        else:
+        elif not stat.S_ISFIFO(existing.st_mode):
+            file = File.open(self.name, flags | os.O_NONBLOCK, dir_fd=directory)
+        elif self._wait:
             file = stream.open_writer(self.name, flags, directory, self._cancel)
+        else:
+            raise fail(EEXIST, "not writing into a FIFO")
         if not os.path.samestat(os.fstat(file.fileno()), existing):
             raise fail(EEXIST, "replaced while being opened")
         return file

@@ -11,6 +11,7 @@ from aiocp._linux import ffi, lib
 
 _AT_FDCWD = -100
 _EINTR = 4
+_PATH_MAX = 4096  # with the NUL at its end
 
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
 _file_open, _file_close = lib.file_open, lib.file_close
@@ -41,6 +42,16 @@ class File:
         if result < 0:
             raise OSError(-result, os.strerror(-result))
         return file
+
+    @classmethod
+    def open_far(cls, path: bytes, flags: int, *, dir_fd: int | None = None) -> "File":
+        """Open a path that may be longer than PATH_MAX, directory by directory then."""
+        above: File | None = None
+        while len(path) >= _PATH_MAX:
+            end = path.rindex(b"/", 0, _PATH_MAX - 1)
+            above = cls.open(path[: end or 1], os.O_PATH | os.O_DIRECTORY, dir_fd=dir_fd)
+            dir_fd, path = above.fileno(), path[end + 1 :]
+        return cls.open(path, flags, dir_fd=dir_fd)
 
     @classmethod
     def create_named(cls, name: bytes, flags: int, mode: int = 0o600, *, dir_fd: int) -> "File":
@@ -77,6 +88,10 @@ class File:
         """Close, and remove the temporary name. Raises OSError from close(2); idempotent."""
         if (result := _file_close(self._file)) < 0:
             raise OSError(-result, os.strerror(-result))
+
+    def let_go(self) -> None:
+        """Close what was only read, so that close(2) has nothing to tell."""
+        _file_close(self._file)
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,9 @@ _DEFAULT_ACL = "system.posix_acl_default"
 _NOT_KEPT = ("security.capability",)
 _NO_XATTRS = (errno.ENOTSUP, errno.ENODATA)
 
+# what a file system, or an ordinary user, has to say to an attribute that another can have
+_NOT_POSSIBLE = (*_NO_XATTRS, errno.EPERM, errno.EACCES, errno.ENOSPC, errno.E2BIG, errno.ERANGE)
+
 
 # what can be preserved, by cp's names
 ATTRIBUTES = frozenset({"mode", "ownership", "timestamps", "links", "context", "xattr"})
@@ -104,8 +107,9 @@ def _carry_xattrs(source_fd: int, fd: int, preserve: frozenset[str]) -> None:
     for name in names:
         try:
             os.setxattr(fd, name, os.getxattr(source_fd, name))
-        except OSError:
-            if WHERE_POSSIBLE not in preserve or _belongs_to(name) == "mode":
+        except OSError as error:
+            optional = WHERE_POSSIBLE in preserve and _belongs_to(name) != "mode"
+            if not optional or error.errno not in _NOT_POSSIBLE:
                 raise
     if "mode" in preserve:  # an ACL that only the directory's default has given
         for acl in (_ACL, _DEFAULT_ACL):

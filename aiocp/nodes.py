@@ -10,9 +10,6 @@ from functools import partial
 from aiocp import metadata
 from aiocp.destination import temporary_name
 from aiocp.errors import fail, operation
-from aiocp.linux import File
-
-_PATH_MAX = 4096
 
 
 def copy_node(
@@ -68,23 +65,6 @@ def make_node(
             with suppress(OSError):
                 os.unlink(made, dir_fd=to_fd)
         raise
-
-
-def open_node(path: bytes) -> File:
-    """Open what a path of any length names, itself a link or not, to link or to look at it.
-
-    Raises OSError from openat(2).
-    """
-    directory = None
-    while len(path) >= _PATH_MAX:
-        head = path[: _PATH_MAX - 1].rpartition(b"/")[0]
-        directory = File.open(head, os.O_PATH | os.O_DIRECTORY, dir_fd=_at(directory))
-        path = path[len(head) + 1 :]
-    return File.open(path, os.O_PATH | os.O_NOFOLLOW, dir_fd=_at(directory))
-
-
-def _at(directory: File | None) -> int | None:
-    return None if directory is None else directory.fileno()
 
 
 def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from aiocp.copier import CopyResult, Progress, copy_file
 from aiocp.errors import fail, operation
 from aiocp.hard_links import HardLinks, identity
+from aiocp.linux import File
 
 if TYPE_CHECKING:
     from aiocp.tree_copier import TreeResult
@@ -199,9 +200,10 @@ class Operands:
         copied = self._links.get(identity(seen))
         if copied is None:
             return False
-        from aiocp.nodes import link_node, open_node
+        from aiocp.nodes import link_node
 
-        with operation("link"), open_node(copied[0]) as file:
+        flags = os.O_PATH | os.O_NOFOLLOW
+        with operation("link"), File.open_far(copied[0], flags) as file:
             found = os.fstat(file.fileno())
             if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")

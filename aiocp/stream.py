@@ -25,22 +25,22 @@ def copy(read_fd: int, write_fd: int, block: memoryview, cancel: Cancel | None) 
     """
     done = 0
     while True:
-        _wait(read_fd, select.POLLIN, cancel)
         with operation(f"read at offset {done}"):
+            _wait(read_fd, select.POLLIN, cancel)
             count = os.readv(read_fd, [block])
         if not count:
             return
         written = 0
         while written < count:
-            _wait(write_fd, select.POLLOUT, cancel)
             with operation(f"write at offset {done + written}"), suppress(BlockingIOError):
+                _wait(write_fd, select.POLLOUT, cancel)
                 written += os.write(write_fd, block[written:count])
         done += count
         yield done
 
 
 def open_writer(name: bytes, flags: int, dir_fd: int, cancel: Cancel | None) -> File:
-    """Open a pipe or a device for writing; wait until a FIFO has a reader."""
+    """Open a FIFO for writing, when it has a reader."""
     while True:
         try:
             return File.open(name, flags | os.O_NONBLOCK, dir_fd=dir_fd)

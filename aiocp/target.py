@@ -87,22 +87,34 @@ class Target:
         return file
 
     def park_above(self) -> None:
-        """Close, for now, the directory that is too far up to be needed soon; those who have it
-        for a file in flight keep it."""
+        """Park the directory that is too far up to be needed soon."""
         above: Target | None = self
         for _ in range(KEPT_OPEN):
             if above is None:
                 return
             above = above.parent
         if above is not None and above.parent is not None:
-            above.file = _CLOSED
+            above.park()
+
+    def park(self) -> None:
+        """Close the directory for now; those who have it for a file in flight keep it."""
+        self.file = _CLOSED
 
     def is_same(self, status: os.stat_result) -> bool:
         return os.path.samestat(self.stat, status)
 
-    def mode_meanwhile(self) -> int:
-        """The mode for as long as entries are put in: nobody else's business if it is new."""
-        return 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+    def carry(self, preserve: frozenset[str]) -> None:
+        """Give the directory its owner, ACLs and extended attributes.
+
+        Its mode for as long as entries are put in is nobody else's business if it is new.
+        """
+        source = self.directory
+        self.bits &= 0o1777  # unless it is known who the owner is
+        try:
+            self.bits = metadata.carry(source.fd(), source.stat, self.fd(), preserve, None)
+        finally:
+            meanwhile = 0o700 if self.created else stat.S_IMODE(self.stat.st_mode)
+            os.fchmod(self.fd(), meanwhile)
 
     def finish(self, preserve: frozenset[str]) -> None:
         """Give the directory what its entries would have changed, or what would keep them out."""
@@ -121,7 +133,7 @@ class Target:
         if self.parent is not None and self.parent.child is self:
             with suppress(OSError):  # told when the parent is needed
                 self.parent.opened()
-        self.file.close()
+        self.file.let_go()
 
 
 class TargetSync(DirectorySync):
@@ -132,20 +144,20 @@ class TargetSync(DirectorySync):
         self.target = target
 
 
-def enter(name: bytes, parent: Target) -> tuple[File, bool]:
-    """Make a directory in a target, or take the one that is there; whether it is made.
+def make_directory(path: bytes, parent: Target | None) -> tuple[File, bool]:
+    """Make a directory, in a target unless it is the first, or take the one that is there; whether
+    it is made. Only the first may be taken through a symbolic link.
 
     Raises OSError from mkdirat(2), openat(2).
     """
+    dir_fd = None if parent is None else parent.fd()
     with operation("make directory"):
-        created = make_directory(name, parent.fd())
-        return File.open(name, _DIRECTORY, dir_fd=parent.fd()), created
-
-
-def make_directory(name: bytes, dir_fd: int | None) -> bool:
-    """Make a directory; whether it was not there yet."""
-    try:
-        os.mkdir(name, 0o700, dir_fd=dir_fd)
-    except FileExistsError:
-        return False
-    return True
+        created = True
+        try:
+            os.mkdir(path, 0o700, dir_fd=dir_fd)
+        except FileExistsError:
+            created = False
+        follow = parent is None and not created
+        return File.open(
+            path, _DIRECTORY & ~os.O_NOFOLLOW if follow else _DIRECTORY, dir_fd=dir_fd
+        ), created

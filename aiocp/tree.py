@@ -128,13 +128,13 @@ def walk(
                 except OSError as error:
                     on_error(stack[-1][0].path, error)
                     stack[-1][1].clear()
-            parent.file.close()
+            parent.file.let_go()
             yield Leave(parent)
             if not stack:
                 return
     finally:
         for directory, _ in stack:
-            directory.file.close()
+            directory.file.let_go()
 
 
 def _list(
@@ -164,16 +164,20 @@ def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:
     with operation("open directory"):
         flags = _OPEN if follow else _OPEN | os.O_NOFOLLOW
         file = File.open(name, flags, dir_fd=parent.fd())
-        directory = Directory(file, name, parent, parent.join(name))
-        if follow and directory.loops():
-            raise fail(ELOOP, "open directory")
+        try:
+            directory = Directory(file, name, parent, parent.join(name))
+            if follow and directory.loops():
+                raise fail(ELOOP, "open directory")
+        except OSError:
+            file.let_go()  # the error lives on, and all that it knows with it
+            raise
     return directory
 
 
 def _park(stack: list[tuple[Directory, list[bytes]]]) -> None:
     """Close the directory that is too far up to be needed soon."""
     if len(stack) > _KEPT_OPEN:
-        stack[-_KEPT_OPEN - 1][0].file.close()
+        stack[-_KEPT_OPEN - 1][0].file.let_go()
 
 
 def _unpark(directory: Directory, child: Directory) -> None:

@@ -38,10 +38,10 @@ from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.linux import File, dirty_bytes, has_syncfs, sync_filesystem
-from aiocp.nodes import copy_node, link_node, open_node
+from aiocp.nodes import copy_node, link_node
 from aiocp.source import Source
 from aiocp.stage import Stage
-from aiocp.target import KEPT_OPEN, Target, TargetSync, enter, make_directory
+from aiocp.target import KEPT_OPEN, Target, TargetSync, make_directory
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 from aiocp.tree import Directory, Enter, Entry, Step, walk
 
@@ -321,7 +321,7 @@ class _TreeCopier:
         """Copy everything; errors of single entries go into `errors`."""
         with operation("open source"):
             file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
-        root = Directory(file, b"", None, b"")
+            root = Directory(file, b"", None, b"")
         steps = walk(
             root,
             self._failed,
@@ -368,11 +368,13 @@ class _TreeCopier:
     def _sync_parent(self, context: Context) -> None:
         """Have the root's own name on the disk."""
         parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
-        with File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
+        with operation("sync"):
+            file = File.open(parent, os.O_RDONLY | os.O_DIRECTORY)
             for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
                 if transfer is not None and transfer.failed:
                     raise what_stopped(transfer)
             assert_durable(file.fileno())
+            file.let_go()
 
     def close(self) -> None:
         """Let go of what an exception has left open."""
@@ -383,7 +385,7 @@ class _TreeCopier:
         for transfer in self._open:
             transfer.close()
         for target in self._targets:
-            target.file.close()
+            target.file.let_go()
 
     # --- what the walk gives ---
 
@@ -471,6 +473,8 @@ class _TreeCopier:
         else:
             if transfer is not None:
                 yield transfer
+            else:
+                look(self.cancel)
 
     def _enter(self, directory: Directory) -> None:
         """Make, or take, the directory that goes with one of the source's."""
@@ -483,34 +487,35 @@ class _TreeCopier:
         assert self._root is not None
         if self._root.is_same(directory.stat):
             raise fail(EINVAL, "cannot copy a directory into itself")
-        file, created = enter(directory.name, parent)
-        directory.data = self._take(file, directory, parent, created)
+        directory.data = self._take(directory, parent, directory.name)
         parent.park_above()
 
     def _make_root(self, directory: Directory) -> "Target":
-        with operation("make directory"):
-            created = make_directory(self.names[1], None)
-            file = File.open(self.names[1], os.O_RDONLY | os.O_DIRECTORY)
-        target = self._take(file, directory, None, created)
+        target = self._take(directory, None, self.names[1])
         if target.is_same(directory.stat):
             raise fail(EINVAL, "cannot copy a directory into itself")
         return target
 
-    def _take(
-        self, file: File, directory: Directory, parent: "Target | None", created: bool
-    ) -> "Target":
-        """What a directory can be given before its entries; the rest would be undone by them."""
-        target = Target(file, directory, parent, created=created)
+    def _take(self, directory: Directory, parent: Target | None, path: bytes) -> Target:
+        """Make or take a directory, and give it what it can have before its entries; the rest
+        would be undone by them."""
+        file, created = make_directory(path, parent)
+        try:
+            with operation("make directory"):
+                target = Target(file, directory, parent, created=created)
+        except OSError:
+            file.let_go()  # the error lives on, and all that it knows with it
+            raise
         self._targets.add(target)
         if parent is None:
             target.together = self.sync and _syncs_together(file.fileno())
         early = self.preserve - {"timestamps"}
         if early:
-            with operation("set attributes"):
-                target.bits = metadata.carry(
-                    directory.fd(), directory.stat, file.fileno(), early, None
-                )
-                os.fchmod(file.fileno(), target.mode_meanwhile())
+            try:
+                with operation("set attributes"):
+                    target.carry(early)
+            except OSError as error:  # what is below can be copied all the same
+                self._failed(directory.path, error)
         self.directories += 1
         return target
 
@@ -571,9 +576,10 @@ class _TreeCopier:
                 source,
                 "never" if size <= SMALL else "auto",
                 self.block_size,
-                preserve=self._attributes,
+                preserve=self.preserve,
                 mask=target.mask,
                 remove=self.remove,
+                wait=False,
                 force=self.force,
                 cancel=self.cancel,
             )
@@ -608,7 +614,8 @@ class _TreeCopier:
             return True
         if (copied := self._copied.get(source)) is None:
             return False
-        with operation("link"), open_node(copied[0]) as file:
+        flags = os.O_PATH | os.O_NOFOLLOW
+        with operation("link"), File.open_far(copied[0], flags) as file:
             found = os.fstat(file.fileno())
             if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
@@ -738,14 +745,25 @@ class _TreeCopier:
             self._arrived(target)
 
     def _link_others(self, transfer: "_TreeFile", source: Identity) -> None:
-        """Link the names of a file that came while it was in flight."""
+        """Link the names of a file that came while it was in flight, those furthest down first:
+        the way up to a parked directory begins at the one before, and no more than these two are
+        open."""
         found = os.fstat(transfer.destination.fd)
         self._remember(source, transfer.target, transfer.name, found)
-        for target, name, path in transfer.other_names:
+        before: Target | None = None
+        names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
+        for target, name, path in names:
+            parked = target.file.fileno() < 0
             try:
                 self._link_to(transfer.destination.fd, target, name, found)
             except OSError as error:
                 self._failed(path, error)
+            if parked:
+                if before is not None:
+                    before.park()
+                before = target
+        if before is not None:
+            before.park()
 
     def _arrived(self, target: Target | None, count: int = 1) -> None:
         """That much less is to be put into a directory; after the last it is finished."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -358,7 +359,12 @@ def test_as_an_ordinary_user() -> None:
             return subprocess.run(command, capture_output=True).returncode == 1
 
         assert as_nobody(copy_both)
-        assert snapshot(theirs) == snapshot(ours)
+        expected = snapshot(theirs)
+        for path in snapshot(source):
+            mode = os.lstat(os.fsencode(source) + path).st_mode
+            if stat.S_ISDIR(mode) and not mode & stat.S_IROTH:
+                expected.pop(path, None)  # cp leaves an empty directory
+        assert expected == snapshot(ours)
 
 
 def test_file_system_that_takes_no_modes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,24 @@
-"""Hostile source trees, and how a copy of one is compared with it."""
+"""Hostile source trees, and how a copy of one is compared with it.
 
+`make_tree` is every kind, name and attribute; `make_deep` and `make_wide` are the shapes that take
+longer, `make_refused` what an ordinary user may not copy all of.
+"""
+
+import hashlib
 import os
 import random
+import re
 import socket
 import stat
 import subprocess
+from ast import literal_eval
+from collections.abc import Iterator
 from contextlib import suppress
+from errno import E2BIG, ENOSPC
 from pathlib import Path
 
 KIB, MIB = 1 << 10, 1 << 20
+SECOND = 10**9  # in nanoseconds
 
 NAMES = (
     b"plain",
@@ -19,8 +29,21 @@ NAMES = (
     b"*?[",
     b"x" * 255,
     b".hidden",
+    b"\x80" * 255,
+    b"ends in\n",
+    b"\x01\x1b[31m\x7f",
+    b"back\\slash",
+    b"'both\"quotes",
+    b"...",
+    b" ",
+    b"~",
+    b".plain.aiocp-0123456789abcdef",
+    b"--",
 )
 SIZES = (0, 1, 511, 4096, 4097, 11 * KIB, 256 * KIB, 256 * KIB + 1, MIB, 2 * MIB + 777)
+MODES = (0o644, 0o600, 0o755, 0o444, 0o4755, 0o2755, 0o1777, 0o000, 0o7777)
+# before 1970, when it began, beyond 32 bits, and between two seconds
+TIMES = (-SECOND * 10**9 - 1, -1, 0, 1, 2**32 * SECOND + SECOND - 1, 9 * 10**9 * SECOND + 123)
 
 
 def make_tree(root: Path, seed: int = 1) -> None:
@@ -28,25 +51,54 @@ def make_tree(root: Path, seed: int = 1) -> None:
     rng = random.Random(seed)
     root.mkdir()
     top = os.fsencode(root)
+    _make_files(top, rng)
+    _make_links(top)
+    _make_specials(top)
+    _make_extremes(top, rng)
+    subprocess.run(["setfacl", "-m", "u:1234:rw", top + b"/plain"], check=True)
+    subprocess.run(["setfacl", "-m", "d:u:1234:rwx", top + b"/empty", top + b"/acl"], check=True)
+    subprocess.run(["setfacl", "-m", "u:1234:r,m:rx", top + b"/acl/below"], check=True)
+    for i, path in enumerate(_files(top)):
+        when = TIMES[i // 7 % len(TIMES)] if i % 7 == 0 else 10**18 + 2 * i + 1
+        os.utime(path, ns=(10**18 + i, when), follow_symlinks=False)
+
+
+def _make_files(top: bytes, rng: random.Random) -> None:
     for i, name in enumerate(NAMES):
         _write(top + b"/" + name, rng.randbytes(SIZES[i % len(SIZES)]))
+        if i % 3 == 2:
+            os.mkdir(top + b"/d" + name[:254])
+            _write(top + b"/d" + name[:254] + b"/" + name, name)
     for depth in range(1, 5):
         directory = top + b"/d" * depth
         os.mkdir(directory)
         for i, size in enumerate(SIZES):
             _write(directory + b"/f%d" % i, rng.randbytes(size))
-    os.mkdir(top + b"/empty")
-    os.mkdir(top + b"/wide")
+    for name in (b"/empty", b"/wide", b"/acl"):
+        os.mkdir(top + name)
     for i in range(300):
         _write(top + b"/wide/%d" % i, rng.randbytes(rng.randrange(3000)))
+    # made before the default ACL of their directory: so they are without one
+    _write(top + b"/acl/without", b"without")
+    _write(top + b"/acl/large", rng.randbytes(MIB))
+    os.mkdir(top + b"/acl/below")
+
+
+def _make_links(top: bytes) -> None:
     os.link(top + b"/plain", top + b"/d/hard")
     os.link(top + b"/plain", top + b"/d/d/d/hard")
     os.link(top + b"/d/f9", top + b"/wide/big")
+    for i in range(40):
+        os.link(top + b"/d/d/f5", top + b"/wide/hard%d" % i)
     os.symlink(b"plain", top + b"/link")
     os.symlink(b"nowhere", top + b"/dangling")
     os.symlink(b"..", top + b"/d/loop")
+    os.symlink(b"\xff\n", top + b"/\xfelink\n")
     os.symlink(b"/" + b"y" * 1000, top + b"/long")
     os.link(top + b"/link", top + b"/d/hardlink of a link", follow_symlinks=False)
+
+
+def _make_specials(top: bytes) -> None:
     os.mkfifo(top + b"/fifo", 0o640)
     with suppress(OSError), socket.socket(socket.AF_UNIX) as sock:
         before = os.getcwd()
@@ -56,33 +108,163 @@ def make_tree(root: Path, seed: int = 1) -> None:
     if os.geteuid() == 0:
         os.mknod(top + b"/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         os.mknod(top + b"/block", stat.S_IFBLK | 0o600, os.makedev(7, 200))
-        for i, path in enumerate(sorted(_files(top))):
+        os.mknod(top + b"/numbers", stat.S_IFCHR | 0o600, os.makedev(511, 2**18 - 1))
+        os.link(top + b"/null", top + b"/d/d/null")
+    os.link(top + b"/fifo", top + b"/d/fifo")
+
+
+def _make_extremes(top: bytes, rng: random.Random) -> None:
+    """Owners, modes, extended attributes, as many and as large as there can be."""
+    paths = _files(top)
+    root = os.geteuid() == 0
+    for i, path in enumerate(paths):
+        if root:
             os.chown(path, 1000 + i % 3, 2000 + i % 5, follow_symlinks=False)
-    for i, path in enumerate(sorted(_files(top))):
         if not os.path.islink(path):
-            os.chmod(path, rng.choice((0o644, 0o600, 0o755, 0o444, 0o4755, 0o2755, 0o1777)))
-            if os.path.isfile(path) or os.path.isdir(path):
+            os.chmod(path, rng.choice(MODES) if root else rng.choice(MODES[:7]) | 0o600)
+            if (os.path.isfile(path) or os.path.isdir(path)) and os.access(path, os.W_OK):
                 os.setxattr(path, "user.number", b"%d" % i)
-        os.utime(path, ns=(10**18 + i, 10**18 + 2 * i + 1), follow_symlinks=False)
-    subprocess.run(["setfacl", "-m", "u:1234:rw", top + b"/plain"], check=True)
-    subprocess.run(["setfacl", "-m", "d:u:1234:rwx", top + b"/empty"], check=True)
+    for name in (b"/d/f1", b"/d/d/d"):
+        _fill_xattrs(top + name)
+    _grow_xattr(top + b"/d/f2", rng)
+    if root:
+        os.setxattr(top + b"/d/f3", "trusted.aiocp", bytes(range(256)))
+        os.setxattr(top + b"/wide", "trusted.empty", b"")
+        # cap_net_raw+ep, as the kernel writes it
+        capability = bytes.fromhex("0100000200200000000000000000000000000000")
+        os.setxattr(top + b"/d/f4", "security.capability", capability)
+    sparse = os.open(top + b"/sparse", os.O_WRONLY | os.O_CREAT)
+    for offset in (MIB, 3 * MIB + 4095, 5 * MIB):
+        os.pwrite(sparse, b"data", offset)
+    os.ftruncate(sparse, 6 * MIB + 1)
+    os.close(sparse)
+    _write(top + b"/hole", b"")
+    os.truncate(top + b"/hole", 100 * KIB)
 
 
-def _write(path: bytes, data: bytes) -> None:
-    with open(path, "wb") as file:
+def _fill_xattrs(path: bytes) -> None:
+    """Give it as many extended attributes as it takes, 500 at most."""
+    for i in range(500):
+        try:
+            os.setxattr(path, f"user.{i}", b"%d" % i)
+        except OSError as error:
+            if error.errno != ENOSPC:
+                raise
+            return
+
+
+def _grow_xattr(path: bytes, rng: random.Random) -> None:
+    """Give it one that is as large as it takes: from 4 KiB on ext4 to 64 KiB on XFS and tmpfs."""
+    fits, too_large = 0, 64 * KIB + 1
+    while too_large - fits > 1:
+        size = (fits + too_large) // 2
+        try:
+            os.setxattr(path, "user.large", rng.randbytes(size))
+        except OSError as error:
+            if error.errno not in (ENOSPC, E2BIG):
+                raise
+            too_large = size
+        else:
+            os.removexattr(path, "user.large")  # Btrfs has no room for the old and the new
+            fits = size
+    os.setxattr(path, "user.large", rng.randbytes(fits))
+    assert fits > 1000
+
+
+def make_deep(root: Path, levels: int = 1500) -> None:
+    """Make a directory in a directory and so on: a path more than twice as long as PATH_MAX.
+
+    On the way are files, and hard links between all of it; the last has most of the files.
+    """
+    root.mkdir()
+    fd = os.open(root, os.O_RDONLY)
+    _write(b"first", b"first", fd)
+    for level in range(levels):
+        name = b"deep%d" % level
+        os.mkdir(name, 0o700, dir_fd=fd)
+        below = os.open(name, os.O_RDONLY, dir_fd=fd)
+        if level % 100 == 99:
+            _write(b"file", name, below)
+            os.symlink(name, b"link", dir_fd=below)
+            os.link(b"first", b"first", src_dir_fd=fd, dst_dir_fd=below)
+        elif level < levels - 1:
+            os.link(b"first", b"first", src_dir_fd=fd, dst_dir_fd=below)
+        os.close(fd)
+        fd = below
+    _write(b"last", b"last", fd)
+    os.mkdir(b"more", dir_fd=fd)
+    more = os.open(b"more", os.O_RDONLY, dir_fd=fd)
+    for i in range(100):
+        _write(b"%d" % i, b"%d" % i, more)
+    os.mkdir(b"more", dir_fd=more)
+    most = os.open(b"more", os.O_RDONLY, dir_fd=more)
+    os.link(b"last", b"last", src_dir_fd=fd, dst_dir_fd=most)
+    os.utime(b"more", ns=(1, 1), dir_fd=more)
+    for each in (fd, more, most):
+        os.close(each)
+
+
+def make_wide(root: Path, count: int = 2000) -> None:
+    """Make a directory of very many files, one of as many links, and one of many directories."""
+    for name in ("files", "links", "directories"):
+        (root / name).mkdir(parents=True)
+    top = os.fsencode(root)
+    for i in range(count):
+        _write(top + b"/files/%d" % i, b"%d" % i * (i % 50))
+        os.symlink(b"%d" % i, top + b"/links/%d" % i)
+        if i % 3 == 0:
+            os.link(top + b"/files/%d" % i, top + b"/links/hard%d" % i)
+        if i % 10 == 0:
+            os.mkdir(top + b"/directories/%d" % i)
+
+
+def make_refused(root: Path) -> set[bytes]:
+    """Make a tree of which others may not read all; what is refused them, each for itself.
+
+    To be made as root, and copied as another user.
+    """
+    refused = {b"file", b"hard one", b"hard two", b"shut", b"unlisted", b"listed/file"}
+    refused |= {b"listed/directory", b"open/file", b"open/new\nline"}
+    root.mkdir(mode=0o755)
+    top = os.fsencode(root)
+    for name in (b"shut", b"unlisted", b"listed", b"open", b"listed/directory", b"fixed"):
+        os.mkdir(top + b"/" + name, 0o755)
+    for name in refused - {b"shut", b"unlisted", b"listed/directory", b"hard two"}:
+        _write(top + b"/" + name, b"secret", mode=0o600)
+    os.link(top + b"/hard one", top + b"/hard two")
+    for i in range(20):
+        for directory in (b"shut", b"unlisted", b"open", b"fixed"):
+            _write(top + b"/%b/%d" % (directory, i), b"%d" % i, mode=0o644)
+    _write(top + b"/setuid", b"setuid", mode=0o6755)
+    _write(top + b"/group", b"group", mode=0o640)
+    os.chown(top + b"/group", 1234, 65534)
+    _write(top + b"/acl", b"acl", mode=0o600)
+    subprocess.run(["setfacl", "-m", "u:65534:r", top + b"/acl"], check=True)
+    os.mkfifo(top + b"/fifo", 0o600)
+    os.symlink(b"shut/0", top + b"/link")
+    for name, mode in ((b"shut", 0o700), (b"unlisted", 0o711), (b"listed", 0o744)):
+        os.chmod(top + b"/" + name, mode)
+    os.chmod(top + b"/fixed", 0o555)  # its copy is filled all the same
+    for i, path in enumerate(_files(top)):
+        os.utime(path, ns=(10**18, 10**18 + i), follow_symlinks=False)
+    return refused
+
+
+def _write(path: bytes, data: bytes, dir_fd: int | None = None, mode: int = 0o666) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode, dir_fd=dir_fd)
+    with open(fd, "wb") as file:
         file.write(data)
 
 
 def _files(top: bytes) -> list[bytes]:
-    """Everything in a tree, itself last."""
+    """Everything in a tree in an order that is always the same, directories after what they hold.
+
+    As an ordinary user what can be listed.
+    """
     found = []
-    for directory, _, files in os.walk(top, topdown=False):
-        found += [os.path.join(directory, name) for name in files]
-        found += [
-            path
-            for name in os.listdir(directory)
-            if os.path.islink(path := os.path.join(directory, name)) and os.path.isdir(path)
-        ]
+    for directory, subdirectories, files in os.walk(top, topdown=False):
+        links = [name for name in subdirectories if os.path.islink(os.path.join(directory, name))]
+        found += [os.path.join(directory, name) for name in sorted(files + links)]
         found.append(directory)
     return found
 
@@ -109,3 +291,96 @@ def snapshot(top: Path) -> dict[bytes, tuple[object, ...]]:
             what = status.st_rdev
         found[path[len(root) :]] = (status.st_mode, what)
     return found
+
+
+def facts(top: Path, *, owners: bool = True) -> dict[bytes, tuple[object, ...]]:
+    """Every path below `top`, itself as b"", with what cp -a keeps of it.
+
+    Kind and mode, owner if asked, time, extended attributes, a hash of the bytes or the link's
+    text, and of what has several names the first one. No path is too long for it.
+    """
+    found: dict[bytes, tuple[object, ...]] = {}
+    first: dict[tuple[int, int], bytes] = {}
+    for path, name, dir_fd in _walk(top):
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
+        status = os.fstat(fd)
+        kind = stat.S_IFMT(status.st_mode)
+        what: object = None
+        if kind == stat.S_IFREG:
+            with open(f"/proc/self/fd/{fd}", "rb") as file:
+                what = hashlib.file_digest(file, "sha256").hexdigest()
+        elif kind == stat.S_IFLNK:
+            what = os.readlink(name, dir_fd=dir_fd)
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            what = status.st_rdev
+        xattrs = _xattrs(fd) if kind in (stat.S_IFREG, stat.S_IFDIR) else {}
+        same = None
+        if kind != stat.S_IFDIR and status.st_nlink > 1:
+            same = first.setdefault((status.st_dev, status.st_ino), path)
+        owner = (status.st_uid, status.st_gid) if owners else ()
+        os.close(fd)
+        found[path] = (oct(status.st_mode), *owner, status.st_mtime_ns, xattrs, what, same)
+    return found
+
+
+_COMPLAINT = re.compile(r"aiocp: cannot copy ('.*'|\".*\") to ('.*'|\".*\"): ([a-z].*): (.+)")
+
+
+def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
+    """What the command says it has not copied, by the path below the source, and why.
+
+    Each is said once, in a line of its own that names both sides.
+    """
+    said: dict[bytes, str] = {}
+    for line in stderr.splitlines():
+        match = _COMPLAINT.fullmatch(line)
+        assert match, line
+        one, other = (os.fsencode(literal_eval(match[side])) for side in (1, 2))
+        path = one.removeprefix(os.fsencode(source)).removeprefix(b"/")
+        assert path == other.removeprefix(os.fsencode(copy)).removeprefix(b"/"), line
+        assert path not in said, line
+        said[path] = match[4]
+    return said
+
+
+def _xattrs(fd: int) -> dict[str, bytes]:
+    path = f"/proc/self/fd/{fd}"
+    return {name: os.getxattr(path, name) for name in os.listxattr(path)}
+
+
+def _walk(top: Path) -> Iterator[tuple[bytes, bytes, int]]:
+    """Give each path below `top`, with its name and a descriptor of its directory.
+
+    A directory comes before what it holds. Only one is open at a time.
+    """
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield b"", b".", fd
+        names: list[bytes] = []
+        left = [_listed(fd)]
+        while left:
+            if not left[-1]:
+                left.pop()
+                if left:
+                    names.pop()
+                    fd = _go(fd, b"..")
+                continue
+            name = left[-1].pop()
+            yield b"/".join([*names, name]), name, fd
+            if stat.S_ISDIR(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                fd = _go(fd, name)
+                names.append(name)
+                left.append(_listed(fd))
+    finally:
+        os.close(fd)
+
+
+def _listed(fd: int) -> list[bytes]:
+    return sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
+
+
+def _go(fd: int, name: bytes) -> int:
+    """The directory of that name in another, which is closed."""
+    to = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+    os.close(fd)
+    return to
