@@ -128,12 +128,18 @@ def direct_alignment(fd: int) -> int | None:
     return max(int(memory[0]), int(offset[0]))
 
 
-# those whose close(2) has nothing to say: ext2 to 4, XFS, Btrfs, tmpfs, F2FS, bcachefs
-_SILENT_CLOSE = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010, 0xCA451A4E})
+_BTRFS, _EXT4, _XFS = 0x9123683E, 0xEF53, 0x58465342
 
+# those whose close(2) has nothing to say; next to these tmpfs, F2FS, bcachefs
+_SILENT_CLOSE = frozenset({_BTRFS, _EXT4, _XFS, 0x01021994, 0xF2F52010, 0xCA451A4E})
 
 # where syncfs(2) makes all of a file system durable, each file's data, size and name
-_SYNCED_WHOLE = frozenset({0xEF53, 0x58465342, 0x9123683E})
+_SYNCED_WHOLE = frozenset({_BTRFS, _EXT4, _XFS})
+
+
+def close_may_fail(fd: int) -> bool:
+    """Whether close(2) can tell of writes that failed late on this file system, as NFS's can."""
+    return lib.filesystem_type(fd) not in _SILENT_CLOSE
 
 
 def has_syncfs(fd: int) -> bool:
@@ -144,15 +150,12 @@ def has_syncfs(fd: int) -> bool:
 
 
 def dirty_bytes() -> int:
-    """Bytes in memory, of all files, that are still to be written or being written."""
-    kib = 0
-    with open("/proc/meminfo", "rb") as lines:
-        for line in lines:
-            if line.startswith((b"Dirty:", b"Writeback:")):
-                kib += int(line.split()[1])
-    return kib << 10
+    """Bytes in memory, of all files, that are still to be written or are being written.
 
-
-def close_may_fail(fd: int) -> bool:
-    """Whether close(2) can tell of writes that failed late on this file system, as NFS's can."""
-    return lib.filesystem_type(fd) not in _SILENT_CLOSE
+    Raises OSError where there is no /proc.
+    """
+    file = File.open(b"/proc/meminfo", os.O_RDONLY)
+    figures = os.read(file.fileno(), 1 << 16)
+    file.let_go()
+    lines = [line.split() for line in figures.splitlines()]
+    return sum(int(line[1]) << 10 for line in lines if line[0] in (b"Dirty:", b"Writeback:"))

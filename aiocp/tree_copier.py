@@ -818,4 +818,7 @@ def _placed(held: "Sequence[Batch | _TreeFile]") -> _Placed:
 
 def _syncs_together(fd: int) -> bool:
     """Whether to sync the file system as a whole, for many files at once."""
-    return has_syncfs(fd) and dirty_bytes() < _OTHERS_DIRTY
+    try:
+        return has_syncfs(fd) and dirty_bytes() < _OTHERS_DIRTY
+    except OSError:  # what others have to write cannot be told
+        return False

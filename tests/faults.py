@@ -307,6 +307,7 @@ def _run(copy: Copy, go: Callable[[], object]) -> int:
 
     try:
         os.dup2(os.open(copy.stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
         for each in copy.refused:
             if each == "O_TMPFILE":
                 refuse_tmpfile()
