@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -23,12 +24,17 @@ class Stage(Generic[T]):
 
     def __init__(self, name: str, threads: int = 1) -> None:
         self.pending = 0
-        self._calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
-        self._results: SimpleQueue[T | _Raised] = SimpleQueue()
+        calls: SimpleQueue[Callable[[], T] | None] = SimpleQueue()
+        results: SimpleQueue[T | _Raised] = SimpleQueue()
+        self._calls, self._results = calls, results
         self._threads: list[threading.Thread] = []
+        # at the latest when nobody has the stage any more; daemons, so that nobody waits for them
+        self._end = weakref.finalize(self, _end, calls, threads)
         with suppress(RuntimeError):  # RLIMIT_NPROC, a cgroup's pids.max
             for _ in range(threads):
-                thread = threading.Thread(target=self._run, name=name)
+                thread = threading.Thread(
+                    target=_run, args=(calls, results), name=name, daemon=True
+                )
                 thread.start()
                 self._threads.append(thread)
 
@@ -38,7 +44,7 @@ class Stage(Generic[T]):
         if self._threads:
             self._calls.put(call)
         else:
-            self._make(call)
+            self._results.put(_outcome(call))
 
     def done(self) -> bool:
         """Whether a result is there to be taken without waiting."""
@@ -57,20 +63,25 @@ class Stage(Generic[T]):
         with suppress(Empty):
             while True:
                 self._calls.get_nowait()
-        for _ in self._threads:
-            self._calls.put(None)
+        self._end()
         for thread in self._threads:
             thread.join()
 
-    def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the owner
-        while (call := self._calls.get()) is not None:
-            self._make(call)
 
-    def _make(self, call: Callable[[], T]) -> None:
-        result: T | _Raised
-        try:
-            result = call()
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
-            result = _Raised(error)
-        self._results.put(result)
+def _run(calls: "SimpleQueue[Callable[[], T] | None]", results: "SimpleQueue[T | _Raised]") -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # they are for the owner
+    while (call := calls.get()) is not None:
+        results.put(_outcome(call))
+        del call  # and what it holds
+
+
+def _end(calls: "SimpleQueue[Callable[[], T] | None]", threads: int) -> None:
+    for _ in range(threads):
+        calls.put(None)
+
+
+def _outcome(call: Callable[[], T]) -> T | _Raised:
+    try:
+        return call()
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
+        return _Raised(error)

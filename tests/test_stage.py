@@ -73,6 +73,15 @@ def test_close_waits_for_the_call_that_is_being_made_and_forgets_the_rest() -> N
     assert not [thread for thread in threading.enumerate() if thread.name == "test"]
 
 
+def test_a_stage_that_nobody_has_ends() -> None:
+    """As where an exception cuts in between its beginning and whoever would close it."""
+    stage: Stage[int] = Stage("test")
+    [thread] = stage._threads
+    stage.give(partial(int, 1))
+    del stage
+    thread.join()
+
+
 def test_signals_are_for_the_owner() -> None:
     """One that is sent to the process interrupts no call of a side thread."""
     stage: Stage[set[int]] = Stage("test")
