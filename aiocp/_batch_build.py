@@ -14,7 +14,7 @@ ffibuilder.cdef(
     enum { CAPACITY = 64, SMALL = 262144 };
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
-           CLOSE, LINK };
+           CLOSE, LINK, RENAME };
 
     struct small_file {
         int state, step, error, source, copy;
@@ -27,7 +27,8 @@ ffibuilder.cdef(
     struct aiocp_batch {
         unsigned nr, directories, placed;
         long long bytes;
-        int links, ownership, mode, timestamps, context, xattr, default_mode, allow_changed;
+        int links, ownership, mode, timestamps, context, xattr, default_mode;
+        int allow_changed, replace;
         struct small_file files[64];
         ...;
     };
@@ -51,13 +52,17 @@ ffibuilder.set_source(
     r"""
     #include <errno.h>
     #include <fcntl.h>
+    #include <sched.h>
+    #include <signal.h>
     #include <stddef.h>
     #include <stdio.h>
     #include <stdlib.h>
     #include <string.h>
     #include <unistd.h>
+    #include <sys/random.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
+    #include <sys/wait.h>
     #include <sys/xattr.h>
 
     enum { CAPACITY = 64, SMALL = 262144 };
@@ -67,16 +72,17 @@ ffibuilder.set_source(
        in it. UNFINISHED: written, with attributes that take more than is done here. */
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
-           CLOSE, LINK };
+           CLOSE, LINK, RENAME };
 
     struct small_file {
         int state, step, error;         /* `step` and `error` of one that FAILED */
         int source, copy;               /* descriptors, -1 when closed */
+        int replaces;                   /* a file that has the name */
         unsigned directory, alignment;  /* alignment 0: buffered reads */
         unsigned bits;                  /* the mode it is to have unless that is preserved */
         long long size;
         unsigned long long device;      /* of the source */
-        struct stat seen;
+        struct stat seen, old;          /* of the source, and of the file that it replaces */
         char name[256];
     };
 
@@ -92,7 +98,8 @@ ffibuilder.set_source(
     struct aiocp_batch {
         unsigned nr, directories, placed;
         long long bytes;
-        int links, ownership, mode, timestamps, context, xattr, default_mode, allow_changed;
+        int links, ownership, mode, timestamps, context, xattr, default_mode;
+        int allow_changed, replace;
         struct batch_directory directory[CAPACITY];
         struct small_file files[CAPACITY];
     };
@@ -207,14 +214,48 @@ ffibuilder.set_source(
         return b->ownership || b->mode || b->timestamps || b->context || b->xattr;
     }
 
-    static int is_taken(const struct batch_directory *d, const char *name)
+    static int same_file(const struct stat *one, const struct stat *two)
     {
-        struct stat unused;
-        return !d->fresh && (fstatat(d->target, name, &unused, AT_SYMLINK_NOFOLLOW) == 0
-                             || errno != ENOENT);
+        return one->st_dev == two->st_dev && one->st_ino == two->st_ino;
     }
 
-    /* Make the unnamed file. Returns 0 where the file system has none, and leaves it to others. */
+    /* Whether what has a file's name, if anything has, is for others to deal with. A file that has
+       no other name, and no extended attributes, may be replaced by one with its owner and mode. */
+    static int is_taken(const struct aiocp_batch *b, const struct batch_directory *d,
+                        struct small_file *f)
+    {
+        struct stat seen, old;
+        int fd, taken;
+        if (d->fresh)
+            return 0;
+        if (fstatat(d->target, f->name, &seen, AT_SYMLINK_NOFOLLOW) < 0)
+            return errno != ENOENT;
+        if (!b->replace || d->acl || !S_ISREG(seen.st_mode) || seen.st_nlink != 1
+            || same_file(&seen, &f->seen))
+            return 1;
+        fd = openat(d->target, f->name, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+        if (fd < 0)
+            return 1;
+        taken = fstat(fd, &old) < 0 || !same_file(&seen, &old) || flistxattr(fd, NULL, 0) > 0;
+        close(fd);
+        f->replaces = 1;
+        f->old = old;
+        return taken;
+    }
+
+    /* Make an unnamed file as the one that it replaces; 0 where it would have another owner. */
+    static int create_alike(struct small_file *f)
+    {
+        struct stat s;
+        f->bits = f->old.st_mode & (geteuid() ? 01777 : 07777);  /* as the kernel on a write */
+        if (fstat(f->copy, &s) < 0 || fchmod(f->copy, f->bits) < 0)
+            fail(f, OPEN_DESTINATION, errno);
+        else
+            return s.st_uid == f->old.st_uid && s.st_gid == f->old.st_gid;
+        return 1;
+    }
+
+    /* Make the unnamed file; 0 where that is for others, as where the file system has none. */
     static int create(const struct aiocp_batch *b, struct batch_directory *d,
                       struct small_file *f)
     {
@@ -223,7 +264,7 @@ ffibuilder.set_source(
         f->bits = (b->default_mode ? 0666 : f->seen.st_mode & 0777) & ~d->mask;
         do
             f->copy = openat(d->target, ".", O_TMPFILE | O_RDWR | O_CLOEXEC,
-                             kept ? 0600 : f->bits);
+                             kept || f->replaces ? 0600 : f->bits);
         while (f->copy < 0 && errno == EINTR);
         if (f->copy < 0) {
             if (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT || errno == EINVAL)
@@ -231,6 +272,8 @@ ffibuilder.set_source(
             fail(f, OPEN_DESTINATION, errno);
             return 1;
         }
+        if (f->replaces)
+            return create_alike(f);
         if (kept || f->bits == d->made)
             return 1;
         /* the kernel has taken a umask or an ACL off the mode, as foreseen or not */
@@ -324,7 +367,7 @@ ffibuilder.set_source(
         f->size = f->seen.st_size;
         f->device = f->seen.st_dev;
         if (!S_ISREG(f->seen.st_mode) || f->size > SMALL || (b->links && f->seen.st_nlink > 1)
-            || is_taken(d, f->name)) {
+            || is_taken(b, d, f)) {
             let_go(f, OTHER);
             return;
         }
@@ -419,29 +462,97 @@ ffibuilder.set_source(
 
     static void place(struct aiocp_batch *b, struct small_file *f)
     {
-        const struct batch_directory *d = &b->directory[f->directory];
-        if (f->source >= 0)
-            seal(b, f);
-        if (f->state == FAILED)
-            return;
-        if (d->flush && flush(f->copy) < 0)
-            fail(f, CLOSE, errno);
-        else if (link_unnamed(f->copy, d->target, f->name) < 0)
+        if (link_unnamed(f->copy, b->directory[f->directory].target, f->name) < 0)
             fail(f, LINK, errno);
-        else {
-            b->placed++;
-            b->bytes += f->size;
-            let_go(f, PLACED);
+        else
+            f->state = PLACED;
+    }
+
+    /* Give a file the name of another, by way of a hidden one: NAME_MAX is 255 bytes. Its
+       descriptor stays for the parent to close. */
+    static void replace(const struct aiocp_batch *b, struct small_file *f)
+    {
+        int target = b->directory[f->directory].target;
+        unsigned long long number;
+        char hidden[256];
+        f->state = FAILED;
+        f->step = LINK;
+        if (getrandom(&number, sizeof number, 0) == sizeof number) {
+            snprintf(hidden, sizeof hidden, ".%.231s.aiocp-%016llx", f->name, number);
+            if (link_unnamed(f->copy, target, hidden) == 0) {
+                f->step = RENAME;
+                if (renameat(target, hidden, target, f->name) == 0) {
+                    f->state = PLACED;
+                    return;
+                }
+                f->error = errno;
+                unlinkat(target, hidden, 0);
+                return;
+            }
         }
+        f->error = errno;
+    }
+
+    static int replace_all(void *batch)
+    {
+        struct aiocp_batch *b = batch;
+        unsigned i;
+        for (i = 0; i < b->nr; i++)
+            if (b->files[i].state == WRITTEN && b->files[i].replaces)
+                replace(b, &b->files[i]);
+        return 0;
+    }
+
+    /* In a child that shares our memory and outlives a SIGKILL of ours, so that not even that
+       leaves a hidden name behind: see file_replace in _linux_build.py. */
+    static void replace_in_child(struct aiocp_batch *b)
+    {
+        enum { STACK = 64 << 10 };
+        sigset_t all, before;
+        char *stack = malloc(STACK);
+        pid_t child = -1;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+        if (stack)
+            child = clone(replace_all, stack + STACK, CLONE_VM | CLONE_VFORK, b);
+        if (child < 0)
+            replace_all(b);  /* no process to be had: ours must do */
+        else
+            while (waitpid(child, NULL, __WCLONE) < 0 && errno == EINTR)
+                ;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        free(stack);
     }
 
     /* Give all that was written its names; what is not sealed yet is sealed before. */
     static void batch_place(struct aiocp_batch *b)
     {
-        unsigned i;
-        for (i = 0; i < b->nr; i++)
-            if (b->files[i].state == WRITTEN)
-                place(b, &b->files[i]);
+        unsigned i, replacing = 0;
+        struct small_file *f;
+        for (i = 0; i < b->nr; i++) {
+            f = &b->files[i];
+            if (f->state == WRITTEN && f->source >= 0)
+                seal(b, f);
+            if (f->state == WRITTEN && b->directory[f->directory].flush && flush(f->copy) < 0)
+                fail(f, CLOSE, errno);
+            if (f->state == WRITTEN && f->replaces)
+                replacing = 1;
+            else if (f->state == WRITTEN)
+                place(b, f);
+        }
+        if (replacing)
+            replace_in_child(b);
+        for (i = 0; i < b->nr; i++) {
+            f = &b->files[i];
+            if (f->state == WRITTEN)
+                fail(f, RENAME, ECHILD);  /* somebody has killed the child */
+            if (f->state == PLACED) {
+                b->placed++;
+                b->bytes += f->size;
+            }
+            if (f->state == PLACED || f->state == FAILED)
+                let_go(f, f->state);
+        }
     }
 
     /* The descriptor of the directory that a file comes from. */

@@ -37,6 +37,7 @@ _DOING = {
     lib.LOOK: "look at source",
     lib.CLOSE: "close",
     lib.LINK: "link",
+    lib.RENAME: "rename",
 }
 
 
@@ -71,8 +72,16 @@ class Batch:
     descriptors at the latest when it is no longer referenced; what was not placed is gone then.
     """
 
-    def __init__(self, preserve: frozenset[str], sync: engine.Sync, *, allow_changed: bool) -> None:
-        """`preserve` as for metadata.carry; `allow_changed` accepts sources that change."""
+    def __init__(
+        self,
+        preserve: frozenset[str],
+        sync: engine.Sync,
+        *,
+        allow_changed: bool = False,
+        replace: bool = True,
+    ) -> None:
+        """`preserve` as for metadata.carry; `allow_changed` accepts sources that change, `replace`
+        takes the place of files that have the name, and their owner and mode."""
         self.sync, self.waiting = sync, 0
         self.data: list[Any] = []
         self.counts: list[int] = []
@@ -85,7 +94,7 @@ class Batch:
         for name in metadata.ATTRIBUTES:
             setattr(batch, name, name in preserve)
         batch.default_mode = metadata.DEFAULT_MODE in preserve
-        batch.allow_changed = allow_changed
+        batch.allow_changed, batch.replace = allow_changed, replace
 
     def __len__(self) -> int:
         nr: int = self._batch.nr

@@ -293,8 +293,8 @@ class _TreeCopier:
         self._file_sync = (Sync.FSYNC if attributes else Sync.FDATASYNC) if sync else Sync.NONE
         self._root: Target | None = None
         self.syncs = 0
-        # what is kept in one call, or by a look at each name, is not for batches
-        self._batched = replace is None and not (follow and "links" in preserve)
+        # where each link that is followed is a name of its file, files are not what they seem
+        self._batched = not (follow and "links" in preserve)
         self._budget = budget
         self._adding: Batch | None = None
         self._batches: set[Batch] = set()
@@ -393,7 +393,7 @@ class _TreeCopier:
         for step in steps:
             if isinstance(step, Entry):
                 if step.is_file and self._batched:
-                    if self._add(step.directory, step.name):
+                    if self._wanted(step) and self._add(step.directory, step.name):
                         yield from self._open_batch()
                 else:
                     directory = step.directory
@@ -414,6 +414,20 @@ class _TreeCopier:
         while self._ahead.pending:
             yield from self._opened(self._ahead.take())
 
+    def _wanted(self, entry: Entry) -> bool:
+        """Whether to copy a regular file over what has its name."""
+        if self.replace is None:
+            return True
+        target: Target = entry.directory.data
+        path = entry.directory.join(entry.name)
+        try:
+            with operation("open source"):
+                seen = os.stat(entry.name, dir_fd=entry.directory.fd(), follow_symlinks=False)
+            return self._may_replace(target, entry.name, path, seen)
+        except OSError as error:
+            self._failed(path, error)
+            return False
+
     def _add(self, directory: Directory, name: bytes) -> bool:
         """Put what is a regular file by the listing into a batch; whether that is full by it."""
         target: Target = directory.data
@@ -421,7 +435,9 @@ class _TreeCopier:
         if batch is None:
             together = target.together
             sync = Sync.NONE if together else self._file_sync
-            batch = Batch(self.preserve, sync, allow_changed=self.allow_changed)
+            batch = Batch(
+                self.preserve, sync, allow_changed=self.allow_changed, replace=not self.remove
+            )
             self._adding = batch
             self._batches.add(batch)
         if not batch.data or batch.data[-1] is not target:
@@ -459,15 +475,17 @@ class _TreeCopier:
             yield transfer
         for index, from_fd in batch.others():
             target = batch.where(index)
-            yield from self._other(target, batch.name(index), from_fd)
+            yield from self._other(target, batch.name(index), from_fd, wanted=True)
             self._arrived(target)
         self._written(batch)
 
-    def _other(self, target: Target, name: bytes, from_fd: int) -> Iterator[Transfer]:
-        """Copy what is not for a batch."""
+    def _other(
+        self, target: Target, name: bytes, from_fd: int, *, wanted: bool = False
+    ) -> Iterator[Transfer]:
+        """Copy what is not for a batch; `wanted` even over what has its name."""
         path = target.directory.join(name)
         try:
-            transfer = self._entry(target, name, from_fd, path)
+            transfer = self._entry(target, name, from_fd, path, wanted=wanted)
         except OSError as error:
             self._failed(path, error)
         else:
@@ -519,11 +537,13 @@ class _TreeCopier:
         self.directories += 1
         return target
 
-    def _entry(self, target: Target, name: bytes, from_fd: int, path: bytes) -> Transfer | None:
+    def _entry(
+        self, target: Target, name: bytes, from_fd: int, path: bytes, *, wanted: bool
+    ) -> Transfer | None:
         """Begin to copy a file; anything else is copied at once."""
         with operation("open source"):
             seen = os.stat(name, dir_fd=from_fd, follow_symlinks=self.follow)
-        if self.replace is not None and not self._may_replace(target, name, path, seen):
+        if not (wanted or self._may_replace(target, name, path, seen)):
             return None
         key = (seen.st_dev, seen.st_ino)
         several = seen.st_nlink > 1 or self.follow  # a link that is followed is a name too
@@ -559,7 +579,8 @@ class _TreeCopier:
 
     def _may_replace(self, target: Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
         """Whether what has the name, if anything has, is to be replaced."""
-        assert self.replace is not None
+        if self.replace is None:
+            return True
         try:
             existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
         except FileNotFoundError:

@@ -102,7 +102,7 @@ def test_what_is_not_for_a_batch(places: tuple[Path, Path]) -> None:
     (source / "linked").write_bytes(b"linked")
     (source / "other name").hardlink_to(source / "linked")
     (source / "taken").write_bytes(b"taken")
-    (target / "taken").symlink_to("nowhere")
+    (target / "taken").symlink_to("nowhere")  # not a file that could be replaced
     os.mkfifo(source / "fifo")
     names = ["large", "linked", "taken", "fifo"]
     batch = begin(source, target, *names, preserve=frozenset({"links"}))
@@ -149,6 +149,70 @@ def test_a_source_that_changed_meanwhile(
     else:
         assert isinstance(errors["file"], SourceChanged)
         assert (ESTALE, []) == (errors["file"].errno, os.listdir(target))
+
+
+def test_a_file_that_has_the_name_is_replaced(places: tuple[Path, Path]) -> None:
+    """By a new one with its mode and owner, so that whoever reads the old one keeps what he has."""
+    source, target = places
+    for name, mode in (("plain", 0o640), ("x" * 255, 0o4755)):
+        (source / name).write_bytes(b"new")
+        (target / name).write_bytes(b"older")
+        (target / name).chmod(mode)
+    with (target / "plain").open("rb") as reader:
+        batch = begin(source, target, "plain", "x" * 255)
+        assert [] == list(batch.others())
+        assert {} == end(batch)
+        assert reader.read() == b"older"
+    assert ["plain", "x" * 255] == sorted(os.listdir(target))
+    for name, mode in (("plain", 0o640), ("x" * 255, 0o4755)):
+        assert (target / name).read_bytes() == b"new"
+        assert stat.S_IMODE((target / name).stat().st_mode) == mode
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["linked", "attributes", "acl", "same", "read-only" if os.geteuid() else "another's"],
+)
+def test_files_that_are_not_for_a_batch_to_replace(places: tuple[Path, Path], kind: str) -> None:
+    """What takes more than a new file under the name is left to others, and stays as it is."""
+    source, target = places
+    (source / "file").write_bytes(b"new")
+    old = target / "file"
+    if kind == "same":
+        old.hardlink_to(source / "file")
+    else:
+        old.write_bytes(b"old")
+    if kind == "linked":
+        (target / "other").hardlink_to(old)
+    elif kind == "attributes":
+        os.setxattr(old, "user.name", b"value")
+    elif kind == "acl":
+        subprocess.run(["setfacl", "-m", "u:1234:rw", old], check=True)
+    elif kind == "another's":
+        os.chown(old, 1234, 1234)
+    elif kind == "read-only":
+        old.chmod(0o444)
+    before = old.stat()
+    batch = begin(source, target, "file")
+    assert [0] == [index for index, _ in batch.others()]
+    assert {} == end(batch)
+    assert before == old.stat()
+
+
+@pytest.mark.root
+def test_a_rename_that_fails(places: tuple[Path, Path]) -> None:
+    """The old file stays, and nothing beside it."""
+    source, target = places
+    for name in ("one", "two"):
+        (source / name).write_bytes(b"new")
+        (target / name).write_bytes(b"old")
+    batch = begin(source, target, "one", "two")
+    (target / "one").unlink()
+    (target / "one").mkdir()
+    errors = end(batch)
+    assert ["rename: Is a directory"] == [error.strerror for error in errors.values()]
+    assert ["one", "two"] == sorted(os.listdir(target))
+    assert (target / "two").read_bytes() == b"new"
 
 
 def test_a_name_taken_meanwhile_stays(places: tuple[Path, Path]) -> None:

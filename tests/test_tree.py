@@ -17,7 +17,7 @@ import pytest
 from aiocp import Cancelled, copy_tree, tree_copier
 from aiocp.destination import Destination, temporary_name
 from aiocp.linux import File, sync_filesystem
-from faults import as_nobody
+from faults import as_nobody, in_child, refuse_tmpfile
 from filesystems import scratch_directory
 from trees import KIB, MIB, differences, make_tree, snapshot
 
@@ -381,7 +381,12 @@ def test_file_system_that_takes_no_modes(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "source" / "file").write_bytes(b"file")
     monkeypatch.setattr(Destination, "_create", create)
     monkeypatch.setattr(os, "chmod", refuse)
-    copy_tree(tmp_path / "source", tmp_path / "copy", replace=lambda *_: True)  # not by the batch
+
+    def copy() -> None:
+        refuse_tmpfile()
+        copy_tree(tmp_path / "source", tmp_path / "copy")
+
+    assert in_child(copy) is None
     assert (tmp_path / "copy" / "file").read_bytes() == b"file"
 
 
