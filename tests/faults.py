@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from errno import ENOSYS, EOPNOTSUPP
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -201,6 +203,39 @@ def run_all(copies: Sequence[Copy], options: Sequence[str], log: Path) -> list[O
     ]
 
 
+def run_traced(copy: Copy, options: Sequence[str], log: Path) -> Outcome:
+    """Run one copy, in a child forked from this process, under `strace OPTIONS`.
+
+    strace counts from the copy's first call, and for each of its threads apart. What is loaded late
+    is to be loaded before.
+    """
+    child = os.fork()
+    if not child:
+        os._exit(_run(copy, partial(signal.raise_signal, signal.SIGSTOP)))
+    os.waitpid(child, os.WUNTRACED)
+    command = ["strace", "-f", "-o", str(log), *options, "-p", str(child)]
+    try:
+        tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        unavailable("strace is not installed")
+    assert tracer.stderr
+    complaint = tracer.stderr.readline()
+    os.kill(child, signal.SIGCONT)
+    pidfd = os.pidfd_open(child)
+    hung = not select.select([pidfd], [], [], TIMEOUT)[0]
+    os.close(pidfd)
+    if hung:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    complaint += tracer.communicate()[1]
+    assert "attached" in complaint, complaint
+    lines = [line for line in log.read_text().splitlines() if "INJECTED" in line]
+    injected = lines[0].split(maxsplit=1)[1] if lines else ""
+    return Outcome(None if hung else status, Path(copy.stderr).read_text(), injected)
+
+
 def _injections(log: Path) -> dict[str, str]:
     """The first fault of each process or its children."""
     found: dict[str, str] = {}
@@ -235,7 +270,7 @@ def serve(copies: Sequence[Copy]) -> None:
         child = os.fork()
         if not child:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-            os._exit(_run(copy))
+            os._exit(_run(copy, partial(os.path.exists, _BEGIN)))
         ended.append((child, _status(child)))
     print(json.dumps(ended))
 
@@ -266,12 +301,12 @@ def as_nobody(action: Callable[[], object]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def _run(copy: Copy) -> int:
-    """The command, without the interpreter's start and end; its exit status."""
+def _run(copy: Copy, go: Callable[[], object]) -> int:
+    """The command, without the interpreter's start and end, when `go` returns; its exit status."""
     from aiocp import cli
 
     try:
-        os.dup2(os.open(copy.stderr, os.O_WRONLY | os.O_CREAT, 0o600), 2)
+        os.dup2(os.open(copy.stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
         for each in copy.refused:
             if each == "O_TMPFILE":
                 refuse_tmpfile()
@@ -284,7 +319,7 @@ def _run(copy: Copy) -> int:
         number, times = copy.shift
         for _ in range(times):
             _LIBC.syscall(number, -1, 0, 0, 0, 0, 0)
-        os.path.exists(_BEGIN)
+        go()
         return cli.run(list(copy.arguments))
     except BaseException:  # noqa: BLE001 - a child must not go on as its parent
         traceback.print_exc()
