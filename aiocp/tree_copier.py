@@ -209,6 +209,7 @@ class _Target:
         "child",
         "created",
         "directory",
+        "failed",
         "file",
         "flush",
         "made",
@@ -228,6 +229,7 @@ class _Target:
         self.made: set[int] = set()  # modes that the kernel gives new files here as asked
         self.flush = close_may_fail(file.fileno())
         self.bits = stat.S_IMODE(directory.stat.st_mode)  # to preserve
+        self.failed = False  # whether it is told that its attributes cannot be set
         self.together = False  # whether its files, and itself, are synced with the file system
         self.child: _Target | None = None  # the last that was entered
         self.waiting = 1  # entries not in place yet, and the walk itself
@@ -559,6 +561,7 @@ class _TreeCopier:
                 with operation("set attributes"):
                     target.carry(early)
             except OSError as error:  # what is below can be copied all the same
+                target.failed = True
                 self._failed(directory.path, error)
         self.directories += 1
         return target
@@ -789,7 +792,8 @@ class _TreeCopier:
                 with operation("set attributes"):
                     target.finish(self.preserve)
             except OSError as error:
-                self._failed(target.directory.path, error)
+                if not target.failed:
+                    self._failed(target.directory.path, error)
             if self.sync and not target.together:
                 try:
                     self._begun.append(_TargetSync(target))
