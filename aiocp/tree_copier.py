@@ -433,7 +433,11 @@ class _TreeCopier:
             except OSError as error:  # no name that was put in place since the last is durable
                 self._failed(b"", error)
         if self.sync and self._root is not None and self._root.created:
-            self._sync_parent(context)
+            try:
+                self._sync_parent(context)
+            except OSError as error:
+                error.strerror = f"its name is not durable: {error.strerror}"
+                self._failed(b"", error)
 
     def _drive(self, engine: Engine) -> None:
         moved = reported = 0
