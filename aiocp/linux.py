@@ -100,6 +100,24 @@ class File:
         self.close()
 
 
+def replace_node(
+    name: bytes,
+    *,
+    temporary: bytes,
+    dir_fd: int,
+    fd: int = -1,
+    text: bytes | None = None,
+    mode: int = 0,
+    device: int = 0,
+) -> None:
+    """Put a link in place of what has its name, atomically; `temporary` is used in between.
+
+    A hard link to the open file `fd`, else a symbolic link to `text`, else a node of that `mode`.
+    """
+    link = ffi.NULL if text is None else text
+    _check(lib.node_replace(dir_fd, temporary, name, fd, link, mode, device))
+
+
 def allocate(fd: int, length: int) -> None:
     """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
 
