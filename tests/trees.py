@@ -381,16 +381,20 @@ _COMPLAINT = re.compile(r"aiocp: cannot copy ('.*'|\".*\") to ('.*'|\".*\"): ([a
 def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
     """What the command says it has not copied, by the path below the source, and why.
 
-    Each is said once, in a line of its own that names both sides.
+    Each is said once, in a line of its own that names both sides; of a directory it may be said
+    once for its attributes and once for its sync.
     """
     said: dict[bytes, str] = {}
+    lines: set[tuple[bytes, str]] = set()
     for line in stderr.splitlines():
         match = _COMPLAINT.fullmatch(line)
         assert match, line
         one, other = (os.fsencode(literal_eval(match[side])) for side in (1, 2))
         path = one.removeprefix(os.fsencode(source)).removeprefix(b"/")
         assert path == other.removeprefix(os.fsencode(copy)).removeprefix(b"/"), line
-        assert path not in said, line
+        assert (path, match[3]) not in lines, line
+        assert path not in said or match[3].endswith("sync"), line
+        lines.add((path, match[3]))
         said[path] = match[4]
     return said
 
