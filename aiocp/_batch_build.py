@@ -14,7 +14,7 @@ ffibuilder.cdef(
     enum { CAPACITY = 64, SMALL = 262144 };
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
-           CLOSE, LINK, RENAME };
+           CLOSE, LINK, RENAME, REPLACED };
 
     struct small_file {
         int state, step, error, source, copy;
@@ -67,12 +67,12 @@ ffibuilder.set_source(
 
     enum { CAPACITY = 64, SMALL = 262144 };
 
-    /* ADDED until it is opened. Then OTHER: not for a batch (no regular file, not small, its name
-       is taken, ...); OPEN: its bytes are to be read into it; WRITTEN: they were in memory, and are
-       in it. UNFINISHED: written, with attributes that take more than is done here. */
+    /* ADDED until it is opened. Then OTHER: not for a batch (not small, its name is taken, other
+       names are to be kept, ...); OPEN: its bytes are to be read into it; WRITTEN: they were in
+       memory, and are in it. UNFINISHED: written, with attributes that take more than is done here. */
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
-           CLOSE, LINK, RENAME };
+           CLOSE, LINK, RENAME, REPLACED };
 
     struct small_file {
         int state, step, error;         /* `step` and `error` of one that FAILED */
@@ -366,7 +366,11 @@ ffibuilder.set_source(
         }
         f->size = f->seen.st_size;
         f->device = f->seen.st_dev;
-        if (!S_ISREG(f->seen.st_mode) || f->size > SMALL || (b->links && f->seen.st_nlink > 1)
+        if (!S_ISREG(f->seen.st_mode)) {
+            fail(f, REPLACED, ESTALE);
+            return;
+        }
+        if (f->size > SMALL || (b->links && f->seen.st_nlink > 1)
             || is_taken(b, d, f)) {
             let_go(f, OTHER);
             return;

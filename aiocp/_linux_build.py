@@ -22,6 +22,9 @@ ffibuilder.cdef(
     int file_close(struct aiocp_file *f);
     void file_free(struct aiocp_file *f);
 
+    int node_replace(int dir_fd, const char *temporary, const char *name, int fd,
+                     const char *text, unsigned mode, unsigned long long device);
+
     int file_allocate(int fd, int mode, long long offset, long long length);
     int syncfs(int fd);
     int direct_alignment(int fd, unsigned *memory, unsigned *offset);
@@ -41,6 +44,7 @@ ffibuilder.set_source(
     #include <stdlib.h>
     #include <string.h>
     #include <unistd.h>
+    #include <sys/stat.h>
     #include <sys/syscall.h>
     #include <sys/vfs.h>
     #include <sys/wait.h>
@@ -121,12 +125,28 @@ ffibuilder.set_source(
         return file_unname(f);
     }
 
-    struct replacement { int fd, dir_fd, result; const char *temporary, *name; };
+    /* What takes a name: the open file `fd`; without one a link to `text`, without that a node. */
+    struct replacement {
+        int fd, dir_fd, result;
+        const char *temporary, *name, *text;
+        unsigned mode;
+        unsigned long long device;
+    };
 
-    static int link_and_rename(void *argument)
+    static int make_temporary(struct replacement *r)
+    {
+        int made;
+        if (r->fd >= 0)
+            return link_unnamed(r->fd, r->dir_fd, r->temporary);
+        made = r->text ? symlinkat(r->text, r->dir_fd, r->temporary)
+                       : mknodat(r->dir_fd, r->temporary, r->mode, r->device);
+        return made < 0 ? -errno : 0;
+    }
+
+    static int make_and_rename(void *argument)
     {
         struct replacement *r = argument;
-        r->result = link_unnamed(r->fd, r->dir_fd, r->temporary);
+        r->result = make_temporary(r);
         if (r->result == 0 && renameat(r->dir_fd, r->temporary, r->dir_fd, r->name) < 0) {
             r->result = -errno;
             unlinkat(r->dir_fd, r->temporary, 0);
@@ -136,11 +156,11 @@ ffibuilder.set_source(
 
     enum { STACK = 64 << 10 };
 
-    /* Linux has no linkat that replaces, so an unnamed file needs a temporary name for the moment
-       between linkat and rename. Both run in a child that shares our memory and outlives a SIGKILL
-       of ours, so not even that leaves the temporary name behind. The child sends no SIGCHLD and
-       is invisible to a wait for any child; signals wait until it is done. */
-    static int replace_unnamed(struct replacement *r)
+    /* Linux has no linkat, symlinkat or mknodat that replaces, so what is made needs a temporary
+       name for the moment until rename. Both run in a child that shares our memory and outlives a
+       SIGKILL of ours, so not even that leaves the temporary name behind. The child sends no
+       SIGCHLD and is invisible to a wait for any child; signals wait until it is done. */
+    static int replace(struct replacement *r)
     {
         sigset_t all, before;
         char *stack = malloc(STACK);
@@ -149,9 +169,9 @@ ffibuilder.set_source(
             return -ENOMEM;
         sigfillset(&all);
         pthread_sigmask(SIG_SETMASK, &all, &before);
-        child = clone(link_and_rename, stack + STACK, CLONE_VM | CLONE_VFORK, r);
+        child = clone(make_and_rename, stack + STACK, CLONE_VM | CLONE_VFORK, r);
         if (child < 0)
-            link_and_rename(r);  /* no process to be had: ours must do */
+            make_and_rename(r);  /* no process to be had: ours must do */
         else
             while (waitpid(child, NULL, __WCLONE) < 0 && errno == EINTR)
                 ;
@@ -165,7 +185,15 @@ ffibuilder.set_source(
                             const char *name)
     {
         struct replacement r = {f->fd, dir_fd, -ECHILD, temporary, name};
-        return f->named ? move(f, dir_fd, name, 0) : replace_unnamed(&r);
+        return f->named ? move(f, dir_fd, name, 0) : replace(&r);
+    }
+
+    /* The same for what is no file that we have just written. */
+    static int node_replace(int dir_fd, const char *temporary, const char *name, int fd,
+                            const char *text, unsigned mode, unsigned long long device)
+    {
+        struct replacement r = {fd, dir_fd, -ECHILD, temporary, name, text, mode, device};
+        return replace(&r);
     }
 
     static int close_fd(int *fd)

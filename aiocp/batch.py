@@ -252,6 +252,8 @@ class Batch:
             return shrank()
         if file.step == lib.CHANGED:
             return SourceChanged(ESTALE, "source changed while being copied")
+        if file.step == lib.REPLACED:
+            return SourceChanged(ESTALE, "source was replaced while being opened")
         return fail(file.error, _DOING[file.step])
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ where an exception cuts in before that, the last reference to go closes it and r
 """
 
 import os
+from errno import EROFS
 from typing import Self
 
 from aiocp._linux import ffi, lib
@@ -100,6 +101,24 @@ class File:
         self.close()
 
 
+def replace_node(
+    name: bytes,
+    *,
+    temporary: bytes,
+    dir_fd: int,
+    fd: int = -1,
+    text: bytes | None = None,
+    mode: int = 0,
+    device: int = 0,
+) -> None:
+    """Put a link in place of what has its name, atomically; `temporary` is used in between.
+
+    A hard link to the open file `fd`, else a symbolic link to `text`, else a node of that `mode`.
+    """
+    link = ffi.NULL if text is None else text
+    _check(lib.node_replace(dir_fd, temporary, name, fd, link, mode, device))
+
+
 def allocate(fd: int, length: int) -> None:
     """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
 
@@ -112,9 +131,14 @@ def allocate(fd: int, length: int) -> None:
 
 
 def sync_filesystem(fd: int) -> None:
-    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT."""
+    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT, EROFS.
+
+    One that an error has made read-only, ext4 or Btrfs, does nothing more, and says all is well.
+    """
     if lib.syncfs(fd) < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
+    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+        raise OSError(EROFS, os.strerror(EROFS))
 
 
 def direct_alignment(fd: int) -> int | None:

@@ -6,6 +6,8 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
+from aiocp.linux import File
+
 _ACL = "system.posix_acl_access"
 _DEFAULT_ACL = "system.posix_acl_default"
 
@@ -80,15 +82,27 @@ def carry(
 def carry_to_name(
     source: os.stat_result, directory_fd: int, name: bytes, preserve: frozenset[str]
 ) -> None:
-    """Give a link, FIFO, socket or device node the source's owner, mode and times."""
-    if "ownership" in preserve:
-        with suppress(PermissionError):
-            os.chown(name, source.st_uid, source.st_gid, dir_fd=directory_fd, follow_symlinks=False)
-    if "mode" in preserve and not stat.S_ISLNK(source.st_mode):
-        os.chmod(name, stat.S_IMODE(source.st_mode), dir_fd=directory_fd)
-    if "timestamps" in preserve:
-        times = (source.st_atime_ns, source.st_mtime_ns)
-        os.utime(name, ns=times, dir_fd=directory_fd, follow_symlinks=False)
+    """Give a link, FIFO, socket or device node the source's owner, mode and times.
+
+    Raises OSError ESTALE where something else has taken the name since it was made.
+    """
+    if not preserve & {"ownership", "mode", "timestamps"}:
+        return
+    node = File.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory_fd)
+    try:
+        found = os.fstat(node.fileno())
+        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(source.st_mode) or found.st_nlink > 1:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        path = f"/proc/self/fd/{node.fileno()}"  # which leads to the node, even if that is a link
+        if "ownership" in preserve:
+            with suppress(PermissionError):
+                os.chown(path, source.st_uid, source.st_gid)
+        if "mode" in preserve and not stat.S_ISLNK(source.st_mode):
+            os.chmod(path, stat.S_IMODE(source.st_mode))
+        if "timestamps" in preserve:
+            os.utime(path, ns=(source.st_atime_ns, source.st_mtime_ns))
+    finally:
+        node.let_go()
 
 
 def _give(fd: int, uid: int, gid: int) -> bool:

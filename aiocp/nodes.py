@@ -10,6 +10,7 @@ from functools import partial
 from aiocp import metadata
 from aiocp.destination import temporary_name
 from aiocp.errors import fail, operation
+from aiocp.linux import replace_node
 
 
 def copy_node(
@@ -29,14 +30,16 @@ def copy_node(
         with operation("read link"):
             text = os.readlink(name, dir_fd=dir_fd)
         with operation("make link"):
-            make_node(seen, to_fd, to_name, partial(os.symlink, text), preserve)
+            link, replace = partial(os.symlink, text), partial(replace_node, text=text)
+            make_node(seen, to_fd, to_name, link, replace, preserve)
         return
     mode = seen.st_mode  # with its setuid and sticky bits, as cp leaves them
     if metadata.DEFAULT_MODE in preserve:
         mode = stat.S_IFMT(mode) | metadata.new_mode(mode, preserve)
     with operation("make special file"):
-        node = partial(os.mknod, mode=mode, device=seen.st_rdev)
-        make_node(seen, to_fd, to_name, node, preserve)
+        make = partial(os.mknod, mode=mode, device=seen.st_rdev)
+        replace = partial(replace_node, mode=mode, device=seen.st_rdev)
+        make_node(seen, to_fd, to_name, make, replace, preserve)
 
 
 def make_node(
@@ -44,27 +47,19 @@ def make_node(
     to_fd: int,
     name: bytes,
     make: Callable[..., object],
+    replace: Callable[..., object],
     preserve: frozenset[str],
 ) -> None:
-    """Call `make(name, dir_fd=...)`, with a temporary name where the name is taken."""
-    made = name
+    """Call `make(name, dir_fd=...)`, or where the name is taken `replace`, which is also given a
+    `temporary` name; then give it its attributes."""
     try:
         make(name, dir_fd=to_fd)
     except FileExistsError:
         existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
-        made = temporary_name(name)
-        make(made, dir_fd=to_fd)
-    try:
-        metadata.carry_to_name(seen, to_fd, made, preserve)
-        if made != name:
-            os.rename(made, name, src_dir_fd=to_fd, dst_dir_fd=to_fd)
-    except BaseException:
-        if made != name:
-            with suppress(OSError):
-                os.unlink(made, dir_fd=to_fd)
-        raise
+        replace(name, temporary=temporary_name(name), dir_fd=to_fd)
+    metadata.carry_to_name(seen, to_fd, name, preserve)
 
 
 def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
@@ -78,4 +73,4 @@ def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
             existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
             if os.path.samestat(existing, found):
                 return
-        make_node(found, to_fd, name, make, frozenset())
+        make_node(found, to_fd, name, make, partial(replace_node, fd=fd), frozenset())

@@ -37,6 +37,7 @@ class Target:
         "child",
         "created",
         "directory",
+        "failed",
         "file",
         "flush",
         "mask",
@@ -56,6 +57,7 @@ class Target:
         self.flush: bool = parent.flush if parent and alike else close_may_fail(file.fileno())
         self.together: bool = parent.together if parent and alike else False
         self.bits = stat.S_IMODE(directory.stat.st_mode)
+        self.failed = False  # whether it is told that its attributes cannot be set
         self.child: Target | None = None  # the last that was entered
         self.waiting = 1  # entries not in place yet, and the walk itself
         if parent is not None:

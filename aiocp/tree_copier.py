@@ -339,7 +339,11 @@ class _TreeCopier:
             except OSError as error:  # no name that was put in place since the last is durable
                 self._failed(b"", error)
         if self.sync and self._root is not None and self._root.created:
-            self._sync_parent(context)
+            try:
+                self._sync_parent(context)
+            except OSError as error:
+                error.strerror = f"its name is not durable: {error.strerror}"
+                self._failed(b"", error)
 
     def _drive(self, engine: Engine) -> None:
         while True:
@@ -533,6 +537,7 @@ class _TreeCopier:
                 with operation("set attributes"):
                     target.carry(early)
             except OSError as error:  # what is below can be copied all the same
+                target.failed = True
                 self._failed(directory.path, error)
         self.directories += 1
         return target
@@ -797,7 +802,8 @@ class _TreeCopier:
                 with operation("set attributes"):
                     target.finish(self.preserve)
             except OSError as error:
-                self._failed(target.directory.path, error)
+                if not target.failed:
+                    self._failed(target.directory.path, error)
             if self.sync and not target.together:
                 try:
                     self._begun.append(TargetSync(target))

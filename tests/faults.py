@@ -203,6 +203,12 @@ def run_all(copies: Sequence[Copy], options: Sequence[str], log: Path) -> list[O
     ]
 
 
+def write_errors_to(path: str | Path) -> None:
+    """Have this process's standard error in a file, also where pytest has captured it."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+    sys.stderr = sys.__stderr__
+
+
 def run_traced(copy: Copy, options: Sequence[str], log: Path) -> Outcome:
     """Run one copy, in a child forked from this process, under `strace OPTIONS`.
 
@@ -306,8 +312,7 @@ def _run(copy: Copy, go: Callable[[], object]) -> int:
     from aiocp import cli
 
     try:
-        os.dup2(os.open(copy.stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
-        sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+        write_errors_to(copy.stderr)
         for each in copy.refused:
             if each == "O_TMPFILE":
                 refuse_tmpfile()

@@ -25,9 +25,7 @@ import aiocp.tree_copier  # noqa: F401 - what is loaded late would be counted
 from aiocp import cli
 from faults import Copy, Outcome, run_traced
 from test_faults import NAMES
-from trees import KIB, complaints, facts
-
-Facts = dict[bytes, tuple[object, ...]]  # of each path
+from trees import KIB, Facts, complaints, facts, flaws
 
 FAULTS = {
     "openat": ["EIO", "EMFILE"],
@@ -126,7 +124,8 @@ class Bench:
         self.top, self.over = top, over
         self.source, self.copy, self.log = top / "source", top / "copy", top / "log"
         make(self.source, 1)
-        self.new, self.old = facts(self.source), Facts()
+        self.new: Facts = facts(self.source)
+        self.old: Facts = {}
         if over:
             make(top / "old", 2)
             self.old = facts(top / "old")
@@ -145,9 +144,7 @@ class Bench:
         """How often a copy makes each call: the thread that makes it most often."""
         outcome = self.run()
         assert (0, "") == outcome[:2]
-        assert self.new == {
-            path: what for path, what in facts(self.copy).items() if path in self.new
-        }
+        assert [] == list(flaws(self.new, self.old, facts(self.copy), []))
         calls = Counter(re.findall(r"^(\d+) +(\w+)\(", self.log.read_text(), re.MULTILINE))
         most: dict[str, int] = {}
         for (_, name), count in calls.items():
@@ -166,39 +163,7 @@ class Bench:
             return
         if outcome.status != bool(said):
             yield f"status {outcome.status}"
-        now = facts(self.copy) if self.copy.exists() else Facts()
-        for path in self.old.keys() - self.new.keys():
-            if now.get(path) != self.old[path]:
-                yield f"{path!r}, which has nothing to do with it, has changed"
-        if more := now.keys() - self.old.keys() - self.new.keys():
-            yield f"left behind: {more}"
-        for path in self.new:
-            if wrong := self._compare(path, now.get(path), said):
-                yield f"{path!r} {wrong}"
-        for path, (*_, first) in self.new.items():
-            whole = isinstance(first, bytes) and all(
-                each in now and now[each][:-1] == self.new[each][:-1] for each in (path, first)
-            )
-            if whole and path != first and now[path][-1] != first:
-                yield f"{path!r} is no hard link"
-
-    def _compare(
-        self, path: bytes, now: tuple[object, ...] | None, said: dict[bytes, str]
-    ) -> str | None:
-        """What is wrong with an entry, but for its last fact, whose hard link it is."""
-        new, old = self.new[path], self.old.get(path)
-        is_file, is_directory = isinstance(new[-2], str), str(new[0]).startswith("0o4")
-        above = [path[:end] for end in range(len(path)) if path[end : end + 1] == b"/"]
-        excused = {path, b"", *above} & said.keys()
-        if now is not None and now[:-1] == new[:-1]:
-            return "is there, but said not to be" if path in said and not is_directory else None
-        if not excused:
-            return f"is not said to be wrong: {now} for {new}"
-        if is_directory or (now and old and now[:-1] == old[:-1]) or now == old is None:
-            return None
-        if not is_file and now is not None and now[-2] == new[-2]:
-            return None  # a link or node without its attributes
-        return f"is neither old nor new: {now}"
+        yield from flaws(self.new, self.old, facts(self.copy), said)
 
 
 def every_call(top: Path, points: Sequence[float], *, over: bool) -> list[str]:

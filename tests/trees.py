@@ -12,10 +12,11 @@ import socket
 import stat
 import subprocess
 from ast import literal_eval
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from errno import E2BIG, ENOSPC
 from pathlib import Path
+from typing import NamedTuple
 
 KIB, MIB = 1 << 10, 1 << 20
 SECOND = 10**9  # in nanoseconds
@@ -293,14 +294,31 @@ def snapshot(top: Path) -> dict[bytes, tuple[object, ...]]:
     return found
 
 
-def facts(top: Path, *, owners: bool = True) -> dict[bytes, tuple[object, ...]]:
-    """Every path below `top`, itself as b"", with what cp -a keeps of it.
+class Fact(NamedTuple):
+    """What cp -a keeps of an entry: `what` is a hash of the bytes, the link's text, or the device,
+    `first` the first of the names that it has, if there are several."""
 
-    Kind and mode, owner if asked, time, extended attributes, a hash of the bytes or the link's
-    text, and of what has several names the first one. No path is too long for it.
-    """
-    found: dict[bytes, tuple[object, ...]] = {}
+    mode: int
+    owner: tuple[int, ...]
+    mtime: int
+    xattrs: dict[str, bytes]
+    what: object
+    first: bytes | None
+
+    def is_as(self, other: "Fact | None") -> bool:
+        """Whether all is the same but the names."""
+        return other is not None and self[:-1] == other[:-1]
+
+
+Facts = dict[bytes, Fact]  # by the path below the top, which is itself b""
+
+
+def facts(top: Path) -> Facts:
+    """Everything in a tree; no path is too long for it. Nothing if there is none."""
+    found: Facts = {}
     first: dict[tuple[int, int], bytes] = {}
+    if not top.exists():
+        return found
     for path, name, dir_fd in _walk(top):
         fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
         status = os.fstat(fd)
@@ -317,10 +335,44 @@ def facts(top: Path, *, owners: bool = True) -> dict[bytes, tuple[object, ...]]:
         same = None
         if kind != stat.S_IFDIR and status.st_nlink > 1:
             same = first.setdefault((status.st_dev, status.st_ino), path)
-        owner = (status.st_uid, status.st_gid) if owners else ()
+        owner = (status.st_uid, status.st_gid)
         os.close(fd)
-        found[path] = (oct(status.st_mode), *owner, status.st_mtime_ns, xattrs, what, same)
+        found[path] = Fact(status.st_mode, owner, status.st_mtime_ns, xattrs, what, same)
     return found
+
+
+def flaws(new: Facts, old: Facts, now: Facts, said: Collection[bytes]) -> Iterator[str]:
+    """What is wrong with a copy of `new` over `old` that `said` these paths were not copied.
+
+    Each entry is the new one whole, or what was there before and said not to be copied, itself or a
+    directory above it. What is said of a directory may be its attributes or its sync; a node or
+    link may lack its attributes then.
+    """
+    for path in old.keys() - new.keys():
+        if now.get(path) != old[path]:
+            yield f"{path!r}, which has nothing to do with it, has changed"
+    if more := now.keys() - old.keys() - new.keys():
+        yield f"left behind: {more}"
+    for path, wanted in new.items():
+        found, before = now.get(path), old.get(path)
+        is_directory = stat.S_ISDIR(wanted.mode)
+        if wanted.is_as(found):
+            if path in said and not is_directory:
+                yield f"{path!r} is there, but said not to be"
+            first = wanted.first or path
+            if first != path and new[first].is_as(now.get(first)) and now[path].first != first:
+                yield f"{path!r} is no hard link"
+        elif not {path, b"", *_above(path)} & set(said):
+            yield f"{path!r} is not said to be wrong: {found} for {wanted}"
+        elif is_directory or found == before or (found and found.is_as(before)):
+            pass
+        elif stat.S_ISREG(wanted.mode) or found is None or found.what != wanted.what:
+            yield f"{path!r} is neither old nor new: {found}"
+
+
+def _above(path: bytes) -> Iterator[bytes]:
+    while path := os.path.dirname(path):
+        yield path
 
 
 _COMPLAINT = re.compile(r"aiocp: cannot copy ('.*'|\".*\") to ('.*'|\".*\"): ([a-z].*): (.+)")
@@ -329,16 +381,20 @@ _COMPLAINT = re.compile(r"aiocp: cannot copy ('.*'|\".*\") to ('.*'|\".*\"): ([a
 def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
     """What the command says it has not copied, by the path below the source, and why.
 
-    Each is said once, in a line of its own that names both sides.
+    Each is said once, in a line of its own that names both sides; of a directory it may be said
+    once for its attributes and once for its sync.
     """
     said: dict[bytes, str] = {}
+    lines: set[tuple[bytes, str]] = set()
     for line in stderr.splitlines():
         match = _COMPLAINT.fullmatch(line)
         assert match, line
         one, other = (os.fsencode(literal_eval(match[side])) for side in (1, 2))
         path = one.removeprefix(os.fsencode(source)).removeprefix(b"/")
         assert path == other.removeprefix(os.fsencode(copy)).removeprefix(b"/"), line
-        assert path not in said, line
+        assert (path, match[3]) not in lines, line
+        assert path not in said or match[3].endswith("sync"), line
+        lines.add((path, match[3]))
         said[path] = match[4]
     return said
 

@@ -1,0 +1,248 @@
+"""Kill a copy of a tree, or cut the power of its disk, again and again, and look what is there.
+
+As crash.py does it for one file: tests/test_tree_crash.py runs these loops a few times,
+scripts/crash many, and the faults of tree_faults.py. After a kill and a cut every name is the old
+one or the new one whole, and nothing else is there; after exit status 0 everything is, as it is in
+the source.
+"""
+
+import argparse
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import aiocp.tree_copier  # noqa: F401 - not to be loaded by each copy
+from aiocp import cli
+from crash import WAYS, Tally, disk
+from faults import write_errors_to
+from filesystems import clean_up, mounted, scratch_directory
+from tree_faults import every_call
+from trees import KIB, MIB, complaints, facts, flaws
+
+TIMEOUT = 60  # seconds after which a copy hangs
+FILES = {"ext4": 100, "xfs": 100, "btrfs": 600}  # where 512 are synced at once, more than that
+SIZES = (0, 1, 500, 3000, 3000, 3000, 11 * KIB, 40 * KIB)
+
+
+def make(root: Path, seed: int, files: int) -> None:
+    """A tree of so many files, most of them small, with a link, a hard link and a FIFO to ten."""
+    rng = random.Random(seed)
+    for directory in ("empty", "a/b", "c"):
+        (root / directory).mkdir(parents=True)
+    for i in range(files):
+        name = f"{('.', 'a', 'a/b', 'c')[i % 4]}/{i}"
+        (root / name).write_bytes(rng.randbytes(rng.choice(SIZES)))
+        if i % 10 == 5:
+            (root / "c" / f"hard {i}").hardlink_to(root / name)
+            (root / "c" / f"link {i}").symlink_to(f"{seed}")
+            (root / "c" / f"another {i}").symlink_to(f"{seed}" * 100)
+            os.mkfifo(root / "c" / f"fifo {i}", 0o600)
+    (root / "large").write_bytes(rng.randbytes(300 * KIB + 777))
+    (root / "a" / "larger").write_bytes(rng.randbytes(MIB + seed))
+    for i, path in enumerate(sorted(root.rglob("*"))):
+        os.chown(path, 1000 * seed, i, follow_symlinks=False)
+        if not path.is_symlink():
+            path.chmod(rng.choice((0o644, 0o600, 0o755)))
+        if i % 10 == 0 and path.is_file() and not path.is_symlink():
+            os.setxattr(path, "user.number", b"%d" % seed)
+        os.utime(path, (seed, 1000 * seed + i), follow_symlinks=False)
+
+
+class Trees:
+    """A tree to copy, and another to copy it over."""
+
+    def __init__(self, top: Path, files: int) -> None:
+        self.source, self.before, self.stderr = top / "source", top / "before", top / "stderr"
+        make(self.source, 1, files)
+        make(self.before, 2, files)
+        self.new, self.old = facts(self.source), facts(self.before)
+
+    def prepare(self, copy: Path, *, over: bool) -> None:
+        """Have the other tree at the destination, or nothing."""
+        if copy.exists():
+            shutil.rmtree(copy)
+        if over:
+            subprocess.run(["cp", "-a", self.before, copy], check=True)
+
+    def start(self, copy: Path, *options: str) -> "Child":
+        """Begin to copy with the command, in a forked process."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                write_errors_to(self.stderr)
+                os.write(writer, b"!")
+                status = cli.run(["-aT", *options, str(self.source), str(copy)])
+            except BaseException:  # noqa: BLE001 - a child must not go on as its parent
+                status = 70
+            finally:
+                os._exit(status)
+        os.close(writer)
+        os.read(reader, 1)
+        return Child(pid, reader, time.perf_counter())
+
+    def judge(self, copy: Path, status: int, *, over: bool) -> list[str]:
+        """What is wrong with the copy, given what the command has said of it."""
+        said: Sequence[bytes] = [b""]
+        if status == 0:
+            said = []
+        elif status == 1:
+            try:
+                said = list(complaints(self.stderr.read_text(), self.source, copy))
+            except AssertionError as error:
+                return [f"it says {error}"]
+        elif status != -signal.SIGKILL:
+            return [f"status {status}"]
+        return list(flaws(self.new, self.old if over else {}, facts(copy), said))
+
+    def found(self, copy: Path) -> str:
+        """How much is new: "all", "part" or "nothing" of it."""
+        now = facts(copy)
+        new = sum(fact.is_as(now.get(path)) for path, fact in self.new.items())
+        return "all" if new == len(self.new) else "part" if new else "nothing"
+
+
+class Child(NamedTuple):
+    """A running copy; `alive` is a pipe that all of its processes have open, to the end."""
+
+    pid: int
+    alive: int
+    begun: float
+
+    def wait_until(self, moment: float) -> None:
+        """Wait until so many seconds after its begin."""
+        time.sleep(max(0, self.begun + moment - time.perf_counter() - 0.001))
+        while time.perf_counter() < self.begun + moment:
+            pass  # a sleep would be late
+
+    def end(self) -> int:
+        """Wait until it and all that it has started is gone; its exit status."""
+        gone, _, _ = select.select([self.alive], [], [], TIMEOUT)
+        if not gone:
+            os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.alive)
+        if not gone:
+            raise ChildProcessError("a copy of a tree does not end")
+        return os.waitstatus_to_exitcode(status)
+
+
+def lasts(trees: Trees, copy: Path, *, over: bool) -> float:
+    """How long a copy takes, in seconds."""
+    trees.prepare(copy, over=over)
+    child = trees.start(copy)
+    if child.end() or trees.judge(copy, 0, over=over):
+        raise ChildProcessError(f"a copy failed: {trees.stderr.read_text()}")
+    return time.perf_counter() - child.begun
+
+
+def kills(directory: Path, count: int, files: int = 100) -> Tally:
+    """Kill copies, every second one over another tree, at any moment."""
+    tally = Tally()
+    rng = random.Random(count)
+    copy = directory / "copy"
+    with scratch_directory() as scratch:
+        trees = Trees(scratch, files)
+        busy = [lasts(trees, copy, over=over) for over in (False, True)]
+        for number in range(count):
+            over = bool(number % 2)
+            trees.prepare(copy, over=over)
+            child = trees.start(copy)
+            child.wait_until(rng.uniform(0, busy[over]))
+            os.kill(child.pid, signal.SIGKILL)
+            _add(tally, trees, copy, child.end(), over=over)
+        shutil.rmtree(copy, ignore_errors=True)
+    return tally
+
+
+def _add(tally: Tally, trees: Trees, copy: Path, status: int, *, over: bool) -> None:
+    """Count what is there after a kill or a cut."""
+    tally.cuts += 1
+    tally.found[trees.found(copy)] += 1
+    tally.found["with exit 0"] += status == 0
+    tally.broken += [f"status {status}: {flaw}" for flaw in trees.judge(copy, status, over=over)]
+
+
+def after_return(fstype: str, way: str, cuts: int, *, files: int = 100, sync: bool = True) -> Tally:
+    """Cut the power right after a copy has returned, the second one over another tree."""
+    tally = Tally()
+    with disk(fstype, way) as target, scratch_directory() as scratch:
+        trees = Trees(scratch, files)
+        copy = target.mount_point / "copy"
+        for number in range(cuts):
+            over = bool(number % 2)
+            trees.prepare(copy, over=over)
+            target.sync()
+            status = trees.start(copy, "--sync" if sync else "--no-sync").end()
+            target.cut()
+            target.restart()
+            _add(tally, trees, copy, status, over=over)
+    return tally
+
+
+def at_random_moments(fstype: str, way: str, cuts: int, *, files: int = 100) -> Tally:
+    """Cut the power while a tree is copied, or soon after it was."""
+    tally = Tally()
+    rng = random.Random(cuts)
+    with disk(fstype, way) as target, scratch_directory() as scratch:
+        trees = Trees(scratch, files)
+        copy = target.mount_point / "copy"
+        busy = [lasts(trees, copy, over=over) for over in (False, True)]
+        for number in range(cuts):
+            over = bool(number % 2)
+            trees.prepare(copy, over=over)
+            target.sync()
+            child = trees.start(copy)
+            child.wait_until(rng.uniform(0, 1.2 * busy[over]))
+            target.cut()
+            status = child.end()
+            target.restart()
+            for path in list(copy.rglob(".*.aiocp-" + "[0-9a-f]" * 16)):
+                tally.hidden += 1  # between its link and its rename, on the disk too
+                path.unlink()
+            _add(tally, trees, copy, status, over=over)
+    return tally
+
+
+def main() -> int:
+    """Run all loops; 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(prog="scripts/crash", description=__doc__.split("\n")[0])
+    parser.add_argument("--cuts", type=int, default=100, help="power cuts of each kind (100)")
+    parser.add_argument("--kills", type=int, default=400, help="kills on each system (400)")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
+    broken: list[str] = []
+
+    def report(name: str, result: str, flaws: list[str]) -> None:
+        print(f"tree, {name}: {result}", *flaws, sep="\n  ", flush=True)
+        broken.extend(flaws)
+
+    clean_up()
+    try:
+        for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
+            tally = loop(fstype, way, options.cuts, files=FILES[fstype])
+            report(f"{fstype}, {way}, {loop.__name__}", str(tally), tally.broken)
+        for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+            with mounted(fstype) as mount_point:
+                tally = kills(mount_point, options.kills)
+                report(f"{fstype}, SIGKILL", str(tally), tally.broken)
+            for over in (False, True):
+                with mounted(fstype) as mount_point:
+                    wrong = every_call(mount_point, [i / 6 for i in range(7)], over=over)
+                    report(f"{fstype}, faults", f"{len(wrong)} broken", wrong)
+    finally:
+        clean_up(own=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
