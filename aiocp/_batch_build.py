@@ -69,7 +69,8 @@ ffibuilder.set_source(
 
     /* ADDED until it is opened. Then OTHER: not for a batch (not small, its name is taken, other
        names are to be kept, ...); OPEN: its bytes are to be read into it; WRITTEN: they were in
-       memory, and are in it. UNFINISHED: written, with attributes that take more than is done here. */
+       memory, and are in it. UNFINISHED: written, with attributes that take more than is done
+       here. */
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
            CLOSE, LINK, RENAME, REPLACED };

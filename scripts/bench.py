@@ -337,7 +337,7 @@ def tree(options: argparse.Namespace) -> None:
     if options.scale:
         counts = [int(count) for count in options.scale.split(",")]
         run = partial(bench_tree.run_scale, counts=counts)
-        size = 10 * GIB + 64 * KIB * sum(counts)
+        size = 4 * GIB + 32 * KIB * sum(counts)  # six trees of each
     else:
         only = options.only.split(",") if options.only else list(bench_tree.PEERS)
         when = options.when.split(",")

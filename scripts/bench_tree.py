@@ -216,6 +216,6 @@ def on_filesystems(types: list[str], size: int, run: Callable[[Path], None]) -> 
 
     for fstype in types:
         print(f"\n--- {fstype}", flush=True)
-        options = ["-i", "8192"] if fstype == "ext4" else []  # inodes for many small files
+        options = ["-i", "4096"] if fstype == "ext4" else []  # inodes for many small files
         with mounted(fstype, size, mkfs_options=options, allocated=True) as directory:
             run(directory)
