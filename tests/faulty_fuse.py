@@ -14,6 +14,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -35,7 +36,8 @@ class Rule:
 
     `error` is the errno to answer, `length` the most bytes to move instead. The first `skip` calls
     are let through, and so are those after the next `times`. Only what touches the bytes from
-    `start` up to `end` counts and, with `direct`, only what is done with O_DIRECT.
+    `start` up to `end` counts and, with `direct`, only what is done with O_DIRECT; with a `name`
+    only what is done to files and directories that have it, or a temporary one made from it.
     """
 
     operation: str
@@ -46,11 +48,16 @@ class Rule:
     start: int = 0
     end: int = sys.maxsize
     direct: bool = False
+    name: str = ""
     seen: int = 0
 
-    def apply(self, operation: str, offset: int, length: int, direct: bool) -> int | None:
+    def apply(
+        self, operation: str, offset: int, length: int, direct: bool, name: str
+    ) -> int | None:
         """The bytes to move, None where it does not apply. Raises the error."""
         if operation != self.operation or (self.direct and not direct):
+            return None
+        if self.name not in ("", name):
             return None
         if offset >= self.end or offset + max(length, 1) <= self.start:
             return None
@@ -78,9 +85,10 @@ class FaultyDirectory:
         new.write_text(json.dumps([next(_serials), [asdict(rule) for rule in rules]]))
         new.replace(self.rules_file)
 
-    def served(self, operation: str) -> int:
-        """How often it was asked for `operation` since the rules changed."""
-        return self.log.read_text().split("\n").count(operation)
+    def served(self, operation: str, name: str = "") -> int:
+        """How often it was asked for `operation` since the rules changed, of a `name` if given."""
+        lines = [line.split("\t") for line in self.log.read_text().splitlines()]
+        return sum(line[0] == operation and name in ("", line[1]) for line in lines)
 
 
 @contextmanager
@@ -159,13 +167,23 @@ class Server:
         self._cache: dict[int, bytes] | None = {} if options.volatile else None
         self._rules: list[Rule] = []
         self._rules_read = b""
+        self._names: dict[int, str] = {}  # of open files
 
     def init(self, path: str) -> None:
         print("mounted", flush=True)
 
-    def _ask(self, operation: str, offset: int = 0, length: int = 0, direct: bool = False) -> int:
+    def _ask(
+        self,
+        operation: str,
+        path: str | None,
+        fd: int = -1,
+        offset: int = 0,
+        length: int = 0,
+        direct: bool = False,
+    ) -> int:
         """How many bytes to move of `length`, by the rules; raises what they say."""
-        os.write(self._log, f"{operation}\n".encode())
+        name = self._names.get(fd, "") if path is None else _name(path)
+        os.write(self._log, f"{operation}\t{name}\n".encode())
         rules = Path(self._rules_file).read_bytes()
         if rules != self._rules_read:
             self._rules_read = rules
@@ -175,7 +193,7 @@ class Server:
                 self._cache = {}
             raise OSError(errno.EIO, "the power is off")
         for rule in self._rules:
-            moved = rule.apply(operation, offset, length, direct)
+            moved = rule.apply(operation, offset, length, direct, name)
             if moved is not None:
                 return moved
         return length
@@ -192,35 +210,48 @@ class Server:
         return attributes
 
     def opendir(self, path: str) -> int:
-        return os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY)
+        self._ask("opendir", path)
+        return self._opened(path, os.open(self._at(path), os.O_RDONLY | os.O_DIRECTORY))
 
-    def readdir(self, path: str | None, fd: int) -> list[str]:
-        return [".", "..", *os.listdir(fd)]
+    def _opened(self, path: str, fd: int) -> int:
+        self._names[fd] = _name(path)
+        return fd
+
+    def readdir(self, path: str | None, fd: int) -> list[tuple[str, dict[str, int], int]]:
+        """Names with their inodes: the C library passes over those without, as if removed."""
+        self._ask("readdir", path, fd)
+        found = []
+        for name in [".", "..", *os.listdir(fd)]:
+            status = os.lstat(name, dir_fd=fd)
+            found.append((name, {"st_ino": status.st_ino, "st_mode": status.st_mode}, 0))
+        return found
 
     def fsyncdir(self, path: str | None, datasync: int, fd: int) -> None:
-        self._ask("fsyncdir")
+        self._ask("fsyncdir", path, fd)
 
     def releasedir(self, path: str | None, fd: int) -> None:
         os.close(fd)
 
     def mkdir(self, path: str, mode: int) -> None:
+        self._ask("mkdir", path)
         os.mkdir(self._at(path), mode)
 
     def rmdir(self, path: str) -> None:
         os.rmdir(self._at(path))
 
     def create(self, path: str, mode: int, fi: Any) -> None:
-        self._ask("create")
-        fi.fh = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        self._ask("create", path)
+        fd = os.open(self._at(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        fi.fh = self._opened(path, fd)
         fi.direct_io = self._direct_io
 
     def open(self, path: str, fi: Any) -> None:
-        self._ask("open")
-        fi.fh = os.open(self._at(path), os.O_RDWR | fi.flags & os.O_TRUNC)
+        self._ask("open", path)
+        fi.fh = self._opened(path, os.open(self._at(path), os.O_RDWR | fi.flags & os.O_TRUNC))
         fi.direct_io = self._direct_io
 
     def read(self, path: str | None, length: int, offset: int, fi: Any) -> bytes:
-        moved = self._ask("read", offset, length, bool(fi.flags & os.O_DIRECT))
+        moved = self._ask("read", path, fi.fh, offset, length, bool(fi.flags & os.O_DIRECT))
         data = os.pread(fi.fh, moved, offset)
         if not self._cache:
             return data
@@ -230,7 +261,7 @@ class Server:
         )[: len(data)]
 
     def write(self, path: str | None, data: bytes, offset: int, fi: Any) -> int:
-        moved = self._ask("write", offset, len(data), bool(fi.flags & os.O_DIRECT))
+        moved = self._ask("write", path, fi.fh, offset, len(data), bool(fi.flags & os.O_DIRECT))
         if self._cache is None:
             return os.pwrite(fi.fh, data[:moved], offset) if moved else 0
         assert offset % PAGE == moved % PAGE == 0
@@ -239,38 +270,38 @@ class Server:
         return moved
 
     def fsync(self, path: str | None, datasync: int, fi: Any) -> None:
-        self._ask("fsync")  # that the machine itself may fail is not what is tested
+        self._ask("fsync", path, fi.fh)  # that the machine itself may fail is not what is tested
         for offset, page in (self._cache or {}).items():
             os.pwrite(fi.fh, page, offset)
         if self._cache:
             self._cache = {}
 
     def flush(self, path: str | None, fi: Any) -> None:
-        self._ask("flush")
+        self._ask("flush", path, fi.fh)
 
     def release(self, path: str | None, fi: Any) -> None:
         os.close(fi.fh)
 
     def fallocate(self, path: str | None, mode: int, offset: int, length: int, fi: Any) -> None:
-        self._ask("fallocate")
+        self._ask("fallocate", path, fi.fh)
         if mode:
             raise OSError(errno.EOPNOTSUPP, "only to allocate")
         os.posix_fallocate(fi.fh, offset, length)
 
     def truncate(self, path: str | None, length: int, fi: Any = None) -> None:
-        self._ask("truncate")
+        self._ask("truncate", path, fi.fh if path is None else -1)
         os.truncate(self._at(path) if path is not None else fi.fh, length)
 
     def chmod(self, path: str, mode: int) -> None:
-        self._ask("chmod")
+        self._ask("chmod", path)
         os.chmod(self._at(path), mode)
 
     def chown(self, path: str, uid: int, gid: int) -> None:
-        self._ask("chown")
+        self._ask("chown", path)
         os.chown(self._at(path), uid, gid)
 
     def rename(self, old: str, new: str, flags: int) -> None:
-        self._ask("rename with flags" if flags else "rename")
+        self._ask("rename with flags" if flags else "rename", new)
         noreplace = 1
         if flags & ~noreplace:
             raise OSError(errno.EINVAL, "no such flags")
@@ -279,12 +310,18 @@ class Server:
         os.rename(self._at(old), self._at(new))
 
     def link(self, new: str, old: str) -> None:
-        self._ask("link")
+        self._ask("link", new)
         os.link(self._at(old), self._at(new))
 
     def unlink(self, path: str) -> None:
-        self._ask("unlink")
+        self._ask("unlink", path)
         os.unlink(self._at(path))
+
+
+def _name(path: str) -> str:
+    """The last name of a path; of a temporary one the name it is to become."""
+    name = os.path.basename(path)
+    return re.sub(r"\.(.*)\.aiocp-[0-9a-f]{16}", r"\1", name)
 
 
 def serve(options: argparse.Namespace) -> None:
