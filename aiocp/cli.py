@@ -1,8 +1,7 @@
-"""The command line: arguments to options, errors to messages and exit codes."""
+"""The command line: runs what the options ask for, errors to messages and exit codes."""
 
 import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,33 +10,19 @@ from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-
-import typer
+from typing import TYPE_CHECKING, NoReturn
 
 from aiocp import arguments
-from aiocp.context import MAX_DEPTH
-from aiocp.copier import (
-    DEFAULT_BLOCK_SIZE,
-    DEFAULT_DEPTH,
-    CopyResult,
-    check_block_size,
-    check_depth,
-)
+from aiocp.copier import CopyResult
 from aiocp.errors import Cancelled
 from aiocp.metadata import WHERE_POSSIBLE
 from aiocp.operands import How, Operands
+from aiocp.options import UPDATES, Options, UsageError, parse
 
 if TYPE_CHECKING:
     from aiocp.tree_copier import TreeResult
 
     Result = CopyResult | TreeResult
-
-UsageError: Any = typer.BadParameter.__base__  # click's, wherever this typer keeps it
-
-EPILOG = "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage."
-HOW = ("auto", "always", "never")
-UPDATES = ("all", "none", "older")
 
 
 class Exit(IntEnum):
@@ -76,209 +61,14 @@ class Signals:
         return Exit(128 + self.number)
 
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "4096", "64K", "1M" or "1MiB"; ValueError for anything else."""
-    match = re.fullmatch(r"(\d+)(?:([KMG])(?:iB)?)?", text, re.ASCII)
-    if not match:
-        raise ValueError(f"takes bytes such as 4096, 64K, 1M or 1MiB, not {text!r}")
-    return int(match[1]) * _UNITS[match[2] or ""]
-
-
-def _block_size(text: str) -> int:
-    try:
-        check_block_size(size := parse_size(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    return size
-
-
-def _depth(text: str) -> int:
-    try:
-        check_depth(depth := int(text))
-    except ValueError:
-        raise typer.BadParameter(f"takes 1 to {MAX_DEPTH}, not {text!r}") from None
-    return depth
-
-
-def _direct(text: str) -> str:
-    if text not in HOW:
-        raise typer.BadParameter(f"takes {', '.join(HOW)}, not {text!r}")
-    return text
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"aiocp {version('aiocp')}")
-        raise typer.Exit
-
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-# panels of --help
-COPYING, KEEPING, EXISTING, TRANSFER, OUTPUT = (
-    "What is copied",
-    "What is kept",
-    "What is there already",
-    "How it is carried",
-    "What is said",
-)
-
-
-def _flag(panel: str, words: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=words, rich_help_panel=panel, **more)
-
-
-@app.command(epilog=EPILOG, no_args_is_help=False)
-def aiocp(
-    operands: Annotated[
-        list[str],
-        typer.Argument(metavar="SRC... DST", help="What to copy, and its new name or directory."),
-    ],
-    recursive: Annotated[
-        bool, _flag(COPYING, "Directories with all that is in them.", "-r", "-R", "--recursive")
-    ] = False,
-    archive: Annotated[bool, _flag(COPYING, "-rP --preserve=all", "-a", "--archive")] = False,
-    no_links: Annotated[
-        bool, _flag(COPYING, "Symbolic links as links: default with -r.", "-P", "--no-dereference")
-    ] = False,
-    all_links: Annotated[
-        bool, _flag(COPYING, "What they point to: default without -r.", "-L", "--dereference")
-    ] = False,
-    operand_links: Annotated[
-        bool, _flag(COPYING, "What they point to, for each SRC itself only.", "-H")
-    ] = False,
-    one_file_system: Annotated[
-        bool, _flag(COPYING, "Go into no other file systems.", "-x", "--one-file-system")
-    ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        _flag(COPYING, "Not these, as in .gitignore, below SRC.", "--exclude", metavar="PATTERN"),
-    ] = None,
-    exclude_from: Annotated[
-        list[str] | None,
-        _flag(COPYING, "Not what a file's lines name.", "--exclude-from", metavar="FILE"),
-    ] = None,
-    target: Annotated[
-        str | None,
-        _flag(COPYING, "The directory to copy into.", "-t", "--target-directory", metavar="DIR"),
-    ] = None,
-    no_target: Annotated[
-        bool,
-        _flag(COPYING, "DST is never a directory to copy into.", "-T", "--no-target-directory"),
-    ] = False,
-    strip: Annotated[
-        bool,
-        _flag(
-            COPYING,
-            "Take slashes off the ends of SRC, if DST is a directory.",
-            "--strip-trailing-slashes",
-        ),
-    ] = False,
-    preserve: Annotated[
-        list[str] | None,
-        _flag(
-            KEEPING,
-            "Of mode, ownership, timestamps (these if there is no list), links, context, xattr,"
-            " all.",
-            "--preserve",
-            metavar="[=LIST]",
-        ),
-    ] = None,
-    no_preserve: Annotated[
-        list[str] | None, _flag(KEEPING, "Not these.", "--no-preserve", metavar="LIST")
-    ] = None,
-    usual: Annotated[bool, _flag(KEEPING, "--preserve=mode,ownership,timestamps", "-p")] = False,
-    links: Annotated[bool, _flag(KEEPING, "-P --preserve=links", "-d")] = False,
-    no_clobber: Annotated[
-        bool, _flag(EXISTING, "Leave existing files alone.", "-n", "--no-clobber")
-    ] = False,
-    interactive: Annotated[
-        bool, _flag(EXISTING, "Ask before replacing one.", "-i", "--interactive")
-    ] = False,
-    update: Annotated[
-        str,
-        _flag(
-            EXISTING,
-            "Replace all, none, or (-u) older ones.",
-            "-u",
-            "--update",
-            metavar="[=all|none|older]",
-            show_default=False,
-        ),
-    ] = "all",
-    force: Annotated[
-        bool,
-        _flag(
-            EXISTING, "Replace what may not be opened; write to devices in use.", "-f", "--force"
-        ),
-    ] = False,
-    remove_destination: Annotated[
-        bool, _flag(EXISTING, "Make new files, also for links.", "--remove-destination")
-    ] = False,
-    in_place: Annotated[
-        bool, _flag(EXISTING, "Write into the file, do not replace it.", "--in-place")
-    ] = False,
-    depth: Annotated[
-        Any,
-        _flag(TRANSFER, "Blocks in flight, 1 to 65536.", "--depth", metavar="N", parser=_depth),
-    ] = str(DEFAULT_DEPTH),
-    block_size: Annotated[
-        Any,
-        _flag(
-            TRANSFER,
-            "Bytes per block: 4096, 64K, 1M, 1MiB.",
-            "--block-size",
-            metavar="SIZE",
-            parser=_block_size,
-        ),
-    ] = f"{DEFAULT_BLOCK_SIZE >> 20}M",
-    direct: Annotated[
-        Any,
-        _flag(
-            TRANSFER,
-            "O_DIRECT: auto (where possible), always, never.",
-            "--direct",
-            metavar="HOW",
-            parser=_direct,
-        ),
-    ] = HOW[0],
-    sync: Annotated[
-        bool, _flag(TRANSFER, "Exit when it is on the disk, or as cp does.", "--sync/--no-sync")
-    ] = True,
-    allow_changed: Annotated[
-        bool, _flag(TRANSFER, "Accept a source that changes meanwhile.", "--allow-changed")
-    ] = False,
-    progress: Annotated[
-        bool | None,
-        _flag(OUTPUT, "A bar; by default on a terminal only.", "--progress/--no-progress"),
-    ] = None,
-    verbose: Annotated[
-        bool, _flag(OUTPUT, "Say what was copied, and how.", "-v", "--verbose")
-    ] = False,
-    as_json: Annotated[
-        bool, _flag(OUTPUT, "One JSON object for each SRC copied.", "--json")
-    ] = False,
-    version: Annotated[
-        bool, _flag(OUTPUT, "Print the version.", "--version", callback=_version, is_eager=True)
-    ] = False,
-) -> None:
-    """Copy SRC to DST, or each SRC into the directory DST, through Linux AIO.
-
-    Exit status 0 means that the copy is whole, in place and on the disk.
-    """
-    # archive, usual, links and no_preserve have become other options: see arguments.MEANS
-    pairs = _pairs(operands, target, no_target, strip)
-    if recursive and (in_place or direct != "auto"):
+def _copy(options: Options) -> int:
+    """Copy each operand; the exit status."""
+    pairs = _pairs(options.operands, options.target, options.no_target, options.strip)
+    if options.recursive and (options.in_place or options.direct != "auto"):
         raise UsageError("--in-place and --direct are for single files, not for -r")
-    if update not in UPDATES:
+    if options.update not in UPDATES:
         raise UsageError(
-            f"invalid value for '--update': takes {', '.join(UPDATES)}, not {update!r}"
+            f"invalid value for '--update': takes {', '.join(UPDATES)}, not {options.update!r}"
         )
     signals = Signals()
     status = Exit.DONE
@@ -290,36 +80,38 @@ def aiocp(
 
     run = Operands(
         How(
-            recursive=recursive,
+            recursive=options.recursive,
             follow="none"
-            if no_links
+            if options.no_links
             else "operands"
-            if operand_links
+            if options.operand_links
             else "all"
-            if all_links or not recursive
+            if options.all_links or not options.recursive
             else "none",
-            preserve=_preserved(preserve or []),
-            update=update,  # type: ignore[arg-type] # looked at above
-            existing="keep" if no_clobber else "ask" if interactive else "replace",
-            one_file_system=one_file_system,
-            exclude=_excluded(exclude, exclude_from) if exclude or exclude_from else None,
+            preserve=_preserved(options.preserve or []),
+            update=options.update,  # type: ignore[arg-type] # looked at above
+            existing="keep" if options.no_clobber else "ask" if options.interactive else "replace",
+            one_file_system=options.one_file_system,
+            exclude=_excluded(options.exclude, options.exclude_from)
+            if options.exclude or options.exclude_from
+            else None,
             ask=_ask,
             warn=lambda words: print(f"aiocp: warning: {words}", file=sys.stderr),
             on_error=complain,
             common={
-                "depth": depth,
-                "block_size": block_size,
-                "sync": sync,
-                "allow_changed": allow_changed,
-                "remove_destination": remove_destination,
-                "force": force,
+                "depth": options.depth,
+                "block_size": options.block_size,
+                "sync": options.sync,
+                "allow_changed": options.allow_changed,
+                "remove_destination": options.remove_destination,
+                "force": options.force,
                 "cancel": signals,
             },
-            file={"direct": direct, "in_place": in_place},
+            file={"direct": options.direct, "in_place": options.in_place},
         )
     )
     copy: Callable[[str, str], Result | None] = run.copy
-    if progress or (progress is None and sys.stderr.isatty()):
+    if options.progress or (options.progress is None and sys.stderr.isatty()):
         copy = partial(_with_bar, run.copy)
     for source, destination in pairs:
         try:
@@ -331,11 +123,11 @@ def aiocp(
             whole = " as a whole" if os.path.isdir(source) else ""
             words = "; ".join([f"{_quoted(source)} was not copied{whole}", *stopped.args])
             print(f"aiocp: stopped by {name}: {words}", file=sys.stderr)
-            raise typer.Exit(signals.status()) from None
+            return signals.status()
         else:
             if result is not None:
-                _report(result, verbose, as_json)
-    raise typer.Exit(status)
+                _report(result, options.verbose, options.as_json)
+    return status
 
 
 def _pairs(
@@ -454,16 +246,11 @@ def _described(result: "Result") -> Iterator[str]:
 
 def run(argv: list[str]) -> int:
     """Run the command; return its exit status."""
-    command = typer.main.get_command(app)
-    known = [
-        *command.params,
-        *filter(None, [command.get_help_option(command.context_class(command))]),
-    ]
     try:
-        given = arguments.rewrite(argv, *_options(known))
-        status = command.main(given, prog_name="aiocp", standalone_mode=False)
+        options = parse(argv)
+        status = _copy(options) if isinstance(options, Options) else options
         sys.stdout.flush()
-        return int(status or Exit.DONE)
+        return status
     except UsageError as error:
         message = error.format_message().rstrip(".")
         print(f"aiocp: {message[0].lower()}{message[1:]}; try 'aiocp --help'", file=sys.stderr)
@@ -474,13 +261,6 @@ def run(argv: list[str]) -> int:
         print(f"aiocp: cannot write to standard output: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return Exit.NOT_COPIED
-
-
-def _options(parameters: list[Any]) -> tuple[set[str], set[str]]:
-    """The names of all options, and of those that take a value."""
-    options = [one for one in parameters if one.param_type_name == "option"]
-    names = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-    return names, {name for one in options if not one.is_flag for name in one.opts}
 
 
 def main() -> NoReturn:

@@ -15,6 +15,7 @@ PACKAGE = Path(aiocp.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"options"},
     {"arguments", "operands"},
     {"progress"},
     {"__init__"},

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from aiocp.cli import Exit, parse_size
+from aiocp.cli import Exit
+from aiocp.options import parse_size
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-m", "aiocp"]
