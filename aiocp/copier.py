@@ -13,10 +13,11 @@ from time import perf_counter
 
 from aiocp import direct, engine, stream
 from aiocp.context import MAX_DEPTH, Context
-from aiocp.destination import Destination, Place
+from aiocp.destination import Destination
 from aiocp.errors import Cancel, Cancelled, fail, look, operation
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
+from aiocp.place import Place
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 

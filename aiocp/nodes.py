@@ -8,8 +8,8 @@ from errno import EISDIR
 from functools import partial
 
 from aiocp import metadata
-from aiocp.destination import temporary_name
 from aiocp.errors import fail, operation
+from aiocp.linux import temporary_name
 
 Identity = tuple[int, int]  # device and inode number
 

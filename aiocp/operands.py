@@ -212,7 +212,7 @@ class Operands:
     @contextmanager
     def _place(self, destination: str) -> "Iterator[tuple[int, bytes]]":
         """The directory to make something in, synced at the end, and the name."""
-        from aiocp.destination import Place
+        from aiocp.place import Place
         from aiocp.transfer import assert_durable
 
         with Place(os.fsencode(destination), follow=False) as place:

@@ -16,7 +16,7 @@ import pytest
 
 import aiocp
 from aiocp import Cancelled, context, copy_file
-from aiocp.destination import Destination, temporary_name
+from aiocp.destination import Destination
 
 KIB, MIB = 1 << 10, 1 << 20
 PACKAGE = str(Path(aiocp.__file__).parent)
@@ -134,7 +134,7 @@ def test_keyboard_interrupt_at_any_bytecode(
 
 
 def _create_named(self: Destination) -> Any:
-    from aiocp.linux import File
+    from aiocp.linux import File, temporary_name
 
     directory = self.directory.fileno()
     return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)

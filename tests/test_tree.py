@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from aiocp import Cancelled, copy_tree, tree_copier
-from aiocp.destination import Destination, temporary_name
-from aiocp.linux import File, sync_filesystem
+from aiocp.destination import Destination
+from aiocp.linux import File, sync_filesystem, temporary_name
 from faults import as_nobody
 from filesystems import scratch_directory
 from trees import KIB, MIB, differences, make_tree, snapshot
