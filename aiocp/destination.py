@@ -21,7 +21,8 @@ from errno import (
 from typing import Self
 
 from aiocp import direct, metadata, stream
-from aiocp.errors import Cancel, fail, operation
+from aiocp.backup import Backups, keeping
+from aiocp.errors import Cancel, fail, operation, same_file
 from aiocp.linux import File, allocate, temporary_name
 from aiocp.source import Source
 
@@ -37,7 +38,9 @@ class Destination:
     """A destination opened for writing.
 
     `in_place` tells that its bytes are changed under its name, `grown` that `size` has made
-    it longer. `alignment` is 0 for buffered writes, `seekable` False for what only takes a stream.
+    it longer, `removes` that what is there goes and leaves nothing to the new file, and `backup`,
+    once committed, the name that it has kept. `alignment` is 0 for buffered writes, `seekable`
+    False for what only takes a stream.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class Destination:
         preserve: frozenset[str] = frozenset(),
         mask: int | None = None,
         remove: bool = False,
+        backups: Backups | None = None,
+        attributes_only: bool = False,
         cancel: Cancel | None = None,
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
@@ -62,8 +67,9 @@ class Destination:
         under its name; `force` for a block device to be written although it is in use, and for a
         file that may not be opened to be replaced; `follow` is that of its `Place`; `preserve`
         names attributes of the source to carry over; `mask` is the directory's, if it is known
-        (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there;
-        `cancel` ends the wait for a FIFO's reader.
+        (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there,
+        and so do `backups`, which keep that; with `attributes_only` the contents stay, and a new
+        file has none; `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -74,23 +80,28 @@ class Destination:
         self.grown = False
         self._force, self._cancel = force, cancel
         self._follow = follow
-        self._preserve, self._mask, self._remove = preserve, mask, remove
+        self._preserve, self._mask, self._remove = preserve, mask, remove or backups is not None
+        self._backups, self._attributes_only = backups, attributes_only
+        self.backup: bytes | None = None
         self._mode: int | None = None
         self._exact = False
         try:
             with operation("open destination"):
                 existing = self._look()
-                if existing and os.path.samestat(existing, source.stat):
-                    raise _same_file()
+                if existing and os.path.samestat(existing, source.stat) and not self._remove:
+                    raise same_file()
                 self.replaces = existing is not None
-                if existing and (remove or ("links" in preserve and existing.st_nlink > 1)):
+                several = "links" in preserve and not attributes_only
+                if existing and (self._remove or (several and existing.st_nlink > 1)):
                     existing = None  # as cp, which removes it first
                 try:
                     self._open(existing, source)
                 except PermissionError:
                     if existing is None or not force or stat.S_ISBLK(existing.st_mode):
                         raise
+                    existing = None
                     self._open(None, source)
+                self.removes = self.replaces and existing is None
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
                 self.seekable = self.regular or stat.S_ISBLK(mode)
@@ -119,7 +130,8 @@ class Destination:
         self = cls.__new__(cls)
         self.file = self._old = _CLOSED
         self.directory, self.name = directory, name
-        self.in_place = self.grown = self.replaces = self._force = False
+        self.in_place = self.grown = self.replaces = self.removes = self._force = False
+        self._backups = self.backup = None
         self.regular = self.seekable = self._exact = True
         self.alignment = 0
         self._preserve, self._mask, self._cancel = preserve, None, None
@@ -160,13 +172,19 @@ class Destination:
                 if self._mask is None:
                     self._mask = metadata.creation_mask(self.directory.fileno())
                 self._mode = metadata.new_mode(source.stat.st_mode, self._preserve) & ~self._mask
-        elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
+        elif self._replaceable(existing):
             self._open_replacement(existing)
         else:
             self.in_place = True
+            self._exact = self._attributes_only
             self.file = self._open_existing(existing)
-            if stat.S_ISBLK(existing.st_mode):
+            if stat.S_ISBLK(existing.st_mode) and not self._attributes_only:
                 _check_size(self.fd, source)
+
+    def _replaceable(self, existing: os.stat_result) -> bool:
+        """Whether a new file can take the place of what is there."""
+        whole = stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1
+        return whole and not (self.in_place or self._attributes_only)
 
     def _open_existing(self, existing: os.stat_result) -> File:
         directory = self.directory.fileno()
@@ -260,11 +278,15 @@ class Destination:
                 self.file.flush()
             if self.replaces:
                 doing = "rename"
-                self.file.replace(self.name, temporary=temporary_name(self.name), dir_fd=directory)
+                with keeping(self._backups, directory, self.name) as self.backup:
+                    temporary = temporary_name(self.name)
+                    self.file.replace(self.name, temporary=temporary, dir_fd=directory)
             else:
                 doing = "link"
                 self.file.link(self.name, dir_fd=directory)
         except OSError as error:
+            if hasattr(error, "operation"):  # of the backup
+                raise
             raise fail(error.errno or EINVAL, doing) from error
 
     def padding(self, offset: int, length: int) -> bytes:
@@ -318,11 +340,3 @@ def _check_size(device: int, source: Source) -> None:
     os.lseek(device, 0, os.SEEK_SET)
     if source.size is not None and size < source.size:
         raise fail(ENOSPC, f"device has {size} bytes, source {source.size}")
-
-
-def _same_file() -> OSError:
-    from shutil import SameFileError  # it loads the compression modules
-
-    error = SameFileError(EINVAL, "source and destination are the same file")
-    error.operation = "compare"  # type: ignore[attr-defined]
-    return error

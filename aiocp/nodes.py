@@ -8,6 +8,7 @@ from errno import EISDIR
 from functools import partial
 
 from aiocp import metadata
+from aiocp.backup import Backups, Replaced, keeping
 from aiocp.errors import fail, operation
 from aiocp.linux import temporary_name
 
@@ -25,7 +26,10 @@ def copy_node(
     to_fd: int,
     to_name: bytes,
     preserve: frozenset[str],
-) -> None:
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+) -> Replaced:
     """Copy what is no regular file and no directory: make another of its kind.
 
     Raises OSError, the operation in its text: of readlink(2), symlink(2), mknod(2), EISDIR where a
@@ -35,14 +39,14 @@ def copy_node(
         with operation("read link"):
             text = os.readlink(name, dir_fd=dir_fd)
         with operation("make link"):
-            make_node(seen, to_fd, to_name, partial(os.symlink, text), preserve)
-        return
+            make = partial(os.symlink, text)
+            return make_node(seen, to_fd, to_name, make, preserve, replace=replace, backups=backups)
     mode = seen.st_mode  # with its setuid and sticky bits, as cp leaves them
     if metadata.DEFAULT_MODE in preserve:
         mode = stat.S_IFMT(mode) | metadata.new_mode(mode, preserve)
     with operation("make special file"):
-        node = partial(os.mknod, mode=mode, device=seen.st_rdev)
-        make_node(seen, to_fd, to_name, node, preserve)
+        make = partial(os.mknod, mode=mode, device=seen.st_rdev)
+        return make_node(seen, to_fd, to_name, make, preserve, replace=replace, backups=backups)
 
 
 def make_node(
@@ -51,30 +55,53 @@ def make_node(
     name: bytes,
     make: Callable[..., object],
     preserve: frozenset[str],
-) -> None:
-    """Call `make(name, dir_fd=...)`, with a temporary name where the name is taken."""
-    made = name
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+) -> Replaced:
+    """Call `make(name, dir_fd=...)`, with a temporary name where the name is taken.
+
+    Raises OSError: what `make` raises, FileExistsError for a name that is taken unless `replace` or
+    `backups` are given, EISDIR where a directory has it.
+    """
+    made, replaced = name, Replaced()
     try:
         make(name, dir_fd=to_fd)
     except FileExistsError:
         existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
+        if not replace and backups is None:
+            raise
         made = temporary_name(name)
         make(made, dir_fd=to_fd)
     try:
         metadata.carry_to_name(seen, to_fd, made, preserve)
         if made != name:
-            os.rename(made, name, src_dir_fd=to_fd, dst_dir_fd=to_fd)
+            with keeping(backups, to_fd, name) as backup:
+                os.rename(made, name, src_dir_fd=to_fd, dst_dir_fd=to_fd)
+            replaced = Replaced(existed=True, backup=backup)
     except BaseException:
         if made != name:
             with suppress(OSError):
                 os.unlink(made, dir_fd=to_fd)
         raise
+    return replaced
 
 
-def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
-    """Give an open file, whose stat `found` is, another name."""
+def link_node(
+    fd: int,
+    found: os.stat_result,
+    to_fd: int,
+    name: bytes,
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+) -> Replaced | None:
+    """Give an open file, whose stat `found` is, another name; None where it has that already.
+
+    Raises OSError as `make_node` does.
+    """
 
     def make(name: bytes, dir_fd: int) -> None:
         os.link(f"/proc/self/fd/{fd}".encode(), name, dst_dir_fd=dir_fd, follow_symlinks=True)
@@ -83,5 +110,5 @@ def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
         with suppress(FileNotFoundError):
             existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
             if os.path.samestat(existing, found):
-                return
-        make_node(found, to_fd, name, make, frozenset())
+                return None
+        return make_node(found, to_fd, name, make, frozenset(), replace=replace, backups=backups)
