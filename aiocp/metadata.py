@@ -44,7 +44,7 @@ def new_mode(source_mode: int, preserve: frozenset[str]) -> int:
 
 
 def carry(
-    source_fd: int,
+    source_fd: int | str,
     source: os.stat_result,
     fd: int,
     preserve: frozenset[str],
@@ -99,7 +99,7 @@ def _give(fd: int, uid: int, gid: int) -> bool:
     return False
 
 
-def _carry_xattrs(source_fd: int, fd: int, preserve: frozenset[str]) -> None:
+def _carry_xattrs(source_fd: int | str, fd: int, preserve: frozenset[str]) -> None:
     names = [name for name in _xattrs(source_fd) if _belongs_to(name) in preserve]
     for name in names:
         try:
@@ -150,7 +150,7 @@ def keep(old_fd: int, new_fd: int) -> int:
     return mode
 
 
-def _xattrs(fd: int) -> list[str]:
+def _xattrs(fd: int | str) -> list[str]:
     try:
         return os.listxattr(fd)
     except OSError as error:

@@ -17,7 +17,6 @@ UsageError: Any = typer.BadParameter.__base__  # click's, wherever this typer ke
 
 EPILOG = "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage."
 HOW = ("auto", "always", "never")
-UPDATES = ("all", "none", "older")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -106,6 +105,15 @@ class Options:
     one_file_system: Annotated[
         bool, _flag(COPYING, "Go into no other file systems.", "-x", "--one-file-system")
     ] = False
+    link: Annotated[
+        bool, _flag(COPYING, "Other names for files instead of copies.", "-l", "--link")
+    ] = False
+    symbolic_link: Annotated[
+        bool, _flag(COPYING, "Symbolic links instead of copies.", "-s", "--symbolic-link")
+    ] = False
+    copy_contents: Annotated[
+        bool, _flag(COPYING, "With -r, what is in FIFOs and devices.", "--copy-contents")
+    ] = False
     exclude: Annotated[
         list[str] | None,
         _flag(COPYING, "Not these, as in .gitignore, below SRC.", "--exclude", metavar="PATTERN"),
@@ -121,6 +129,9 @@ class Options:
     no_target: Annotated[
         bool,
         _flag(COPYING, "DST is never a directory to copy into.", "-T", "--no-target-directory"),
+    ] = False
+    parents: Annotated[
+        bool, _flag(COPYING, "Into DIR/SRC, with the directories above it.", "--parents")
     ] = False
     strip: Annotated[
         bool,
@@ -143,6 +154,13 @@ class Options:
     no_preserve: Annotated[
         list[str] | None, _flag(KEEPING, "Not these.", "--no-preserve", metavar="LIST")
     ] = None
+    attributes_only: Annotated[
+        bool, _flag(KEEPING, "This, and no contents.", "--attributes-only")
+    ] = False
+    context: Annotated[
+        list[str] | None,
+        _flag(KEEPING, "Nothing: for SELinux.", "-Z", "--context", metavar="[=CTX]"),
+    ] = None
     usual: Annotated[bool, _flag(KEEPING, "--preserve=mode,ownership,timestamps", "-p")] = False
     links: Annotated[bool, _flag(KEEPING, "-P --preserve=links", "-d")] = False
     no_clobber: Annotated[
@@ -155,10 +173,10 @@ class Options:
         str,
         _flag(
             EXISTING,
-            "Replace all, none, or (-u) older ones.",
+            "Replace all, none, or (-u) older ones; none-fail: none, which is an error.",
             "-u",
             "--update",
-            metavar="[=all|none|older]",
+            metavar="[=WHICH]",
             show_default=False,
         ),
     ] = "all"
@@ -170,6 +188,25 @@ class Options:
     ] = False
     remove_destination: Annotated[
         bool, _flag(EXISTING, "Make new files, also for links.", "--remove-destination")
+    ] = False
+    backup: Annotated[
+        list[str] | None,
+        _flag(
+            EXISTING,
+            "Keep it: none (off), simple (never), numbered (t), or existing (nil), which is"
+            " numbered if there are such and else simple.",
+            "-b",
+            "--backup",
+            metavar="[=HOW]",
+        ),
+    ] = None
+    suffix: Annotated[
+        str | None,
+        _flag(EXISTING, "Of simple backups: ~ by default.", "-S", "--suffix", metavar="SUFFIX"),
+    ] = None
+    keep_directory_symlink: Annotated[
+        bool,
+        _flag(EXISTING, "Follow links to directories in a tree.", "--keep-directory-symlink"),
     ] = False
     in_place: Annotated[
         bool, _flag(EXISTING, "Write into the file, do not replace it.", "--in-place")
@@ -208,9 +245,10 @@ class Options:
         bool | None,
         _flag(OUTPUT, "A bar; by default on a terminal only.", "--progress/--no-progress"),
     ] = None
-    verbose: Annotated[bool, _flag(OUTPUT, "Say what was copied, and how.", "-v", "--verbose")] = (
-        False
-    )
+    verbose: Annotated[
+        bool, _flag(OUTPUT, "Name what is copied, as cp does.", "-v", "--verbose")
+    ] = False
+    debug: Annotated[bool, _flag(OUTPUT, "And say how it is copied.", "--debug")] = False
     as_json: Annotated[bool, _flag(OUTPUT, "One JSON object for each SRC copied.", "--json")] = (
         False
     )
