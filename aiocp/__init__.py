@@ -6,13 +6,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiocp.copier import CopyResult, copy_file
     from aiocp.errors import Cancelled, SourceChanged
+    from aiocp.outcome import Outcome
     from aiocp.tree_copier import TreeResult, copy_tree
 
-__all__ = ["Cancelled", "CopyResult", "SourceChanged", "TreeResult", "copy_file", "copy_tree"]
+__all__ = [
+    "Cancelled",
+    "CopyResult",
+    "Outcome",
+    "SourceChanged",
+    "TreeResult",
+    "copy_file",
+    "copy_tree",
+]
 
 _HOME = {
     "Cancelled": "errors",
     "CopyResult": "copier",
+    "Outcome": "outcome",
     "SourceChanged": "errors",
     "TreeResult": "tree_copier",
     "copy_file": "copier",

@@ -8,14 +8,14 @@ the operands.
 
 import os
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from aiocp.metadata import ALL, ATTRIBUTES, DEFAULT_MODE, attributes
 
 _ATTRIBUTES = "mode,ownership,timestamps"
 
 # the value of a long option that is given without one
-OPTIONAL = {"--preserve": _ATTRIBUTES, "--update": "older"}
+OPTIONAL = {"--preserve": _ATTRIBUTES, "--update": "older", "--backup": "", "--context": ""}
 
 # what stands for other options
 MEANS = {
@@ -25,6 +25,8 @@ MEANS = {
     "-p": (f"--preserve={_ATTRIBUTES}",),
     "-u": ("--update=older",),
     "-R": ("--recursive",),
+    "-b": ("--backup=",),
+    "-Z": ("--context=",),
 }
 
 # the last one given counts
@@ -107,17 +109,28 @@ def _signed(option: str) -> str:
     return option
 
 
+def in_full(value: str, meanings: Mapping[str, str]) -> str:
+    """What a value means that may be abbreviated, as long as it can mean one thing only.
+
+    Raises ValueError.
+    """
+    found = {meanings[word] for word in meanings if word.startswith(value)}
+    if value in meanings:
+        return meanings[value]
+    if not value or len(found) != 1:
+        raise ValueError(f"takes {', '.join(meanings)}, not {value!r}")
+    return found.pop()
+
+
 def preserved(lists: Iterable[str]) -> frozenset[str]:
     """What is to be kept after all --preserve ("+mode,links") and --no-preserve ("-mode").
 
     Raises ValueError for an attribute that there is not.
     """
+    known = {name: name for name in (*sorted(ATTRIBUTES), ALL)}
     kept: set[str] = set()
     for signed in lists:
-        names = signed[1:].split(",")
-        if unknown := set(names) - ATTRIBUTES - {ALL}:
-            raise ValueError(f"takes {', '.join(sorted(ATTRIBUTES))}, all, not {min(unknown)!r}")
-        given = attributes(names)
+        given = attributes(in_full(name, known) for name in signed[1:].split(","))
         if signed.startswith("+"):
             kept |= given
         else:

@@ -87,6 +87,7 @@ class Batch:
         self.counts: list[int] = []
         self._preserve = preserve
         self._errors: dict[int, OSError] = {}
+        self._read: set[int] = set()  # through an engine
         self._batch = batch = ffi.gc(lib.batch_new(), lib.batch_free)
         if not batch:
             raise MemoryError
@@ -167,6 +168,8 @@ class Batch:
             elif state == _UNFINISHED:
                 self._finish(index, file)
                 state = file.state
+            if state == _OPEN:
+                self._read.add(index)
             if state == _OPEN or (state == _WRITTEN and self.sync):
                 yield SmallFile(self, index, file, read=state == _OPEN)
 
@@ -237,6 +240,12 @@ class Batch:
         """Give every file that was written its name."""
         lib.batch_place(self._batch)
         return self
+
+    def copied(self) -> Iterator[tuple[int, bool]]:
+        """What was placed, and whether it had to be read from the device."""
+        for index in range(len(self)):
+            if self._files[index].state == lib.PLACED:
+                yield index, index in self._read
 
     def failures(self) -> Iterator[tuple[int, OSError]]:
         """What was not placed and is no other's, with its error."""

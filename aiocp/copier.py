@@ -6,21 +6,27 @@ place leaves the destination as it was.
 """
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from errno import EINVAL
+from errno import EINVAL, EISDIR
 from time import perf_counter
+from typing import Literal
 
 from aiocp import direct, engine, stream
+from aiocp.backup import NONE, SUFFIX, Backups, check_backup
 from aiocp.context import MAX_DEPTH, Context
-from aiocp.destination import Destination, Place
-from aiocp.errors import Cancel, Cancelled, fail, look, operation
+from aiocp.destination import Destination
+from aiocp.errors import Cancel, Cancelled, fail, look, operation, same_file
+from aiocp.existing import Relation, relation, same_entry
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
+from aiocp.place import Place
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+Link = Literal["hard", "symbolic"]
 Progress = Callable[[int, int], object]
 
 # By measurement (scripts/bench --sweep, 1 GiB, ext4 on a virtio disk, MiB/s of the whole command):
@@ -39,8 +45,10 @@ class CopyResult:
 
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
     `rate` in bytes per second. `method` is the rung that carried the data: "aio-direct" (O_DIRECT
-    on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write).
-    `notes` says what could not be had as asked, and why.
+    on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write);
+    "attributes", "hard-link" or "symbolic-link" where that was all there was to do. `backup` is the
+    name of the backup, None without one, and `removed` tells that what was there is gone and has
+    left nothing to the new file. `notes` says what could not be had as asked, and why.
     """
 
     source: str
@@ -55,6 +63,8 @@ class CopyResult:
     direct_read: bool
     direct_write: bool
     in_place: bool
+    backup: str | None
+    removed: bool
     synced: bool
     elapsed: float
     rate: float
@@ -74,6 +84,11 @@ def copy_file(
     force: bool = False,
     preserve: Iterable[str] = (),
     remove_destination: bool = False,
+    backup: str = NONE,
+    suffix: str | bytes = SUFFIX,
+    link: Link | None = None,
+    attributes_only: bool = False,
+    into_directory: bool = True,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> CopyResult:
@@ -95,6 +110,17 @@ def copy_file(
         preserve: as for `copy_tree`; "links" makes a new file of one that has several names.
         remove_destination: make a new file in place of what is there, a symbolic link included,
             that has nothing of the old one's owner, mode and attributes.
+        backup: make one of what is there, which then is never without a name: "simple" (its name
+            and `suffix`), "numbered" (".~1~" and on), "existing" (numbered where there is such a
+            one, else simple) or "none". The new file is made as with `remove_destination`.
+        link: make another name for the source ("hard") or a symbolic link to it ("symbolic")
+            instead of a copy. What is there is replaced only with `force`, `remove_destination` or
+            a backup. The path of a symbolic link is `src` as given; a relative one is refused
+            unless `dst` is in the current directory.
+        attributes_only: carry over what `preserve` names, and no contents: what is there keeps its
+            own, a new file is empty.
+        into_directory: False: `dst` is the new file's name in any case, even if it is that of a
+            link to a directory.
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
         cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
@@ -105,10 +131,11 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth, block_size or preserve out of range.
+        ValueError: depth, block_size, preserve, backup, suffix or link out of range.
     """
     check_depth(depth)
     check_block_size(block_size)
+    check_link(link)
     if direct not in ("auto", "always", "never"):
         raise ValueError(f"direct must be 'auto', 'always' or 'never', not {direct!r}")
     copier = Copier(
@@ -121,14 +148,18 @@ def copy_file(
         force,
         attributes(preserve),
         remove_destination,
+        check_backup(backup, suffix),
+        attributes_only,
         progress,
         cancel,
     )
     source, destination = os.fsencode(src), os.fsencode(dst)
-    if os.path.isdir(destination):
+    if into_directory and os.path.isdir(destination):
         destination = os.path.join(destination, os.path.basename(source.rstrip(b"/")))
     names = os.fsdecode(source), os.fsdecode(destination)
     try:
+        if link is not None:
+            return copier.link(link, source, destination, names)
         return copier.copy(source, destination, names)
     except OSError as error:
         error.filename, error.filename2 = names
@@ -149,6 +180,12 @@ def check_block_size(block_size: int) -> None:
         )
 
 
+def check_link(link: str | None) -> None:
+    """Raise ValueError unless this is None or a kind of link."""
+    if link not in (None, "hard", "symbolic"):
+        raise ValueError(f"link must be None, 'hard' or 'symbolic', not {link!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Copier:
     """How to copy; `copy` does it."""
@@ -162,16 +199,79 @@ class Copier:
     force: bool
     preserve: frozenset[str]
     remove: bool
+    backup: tuple[str, bytes]
+    attributes_only: bool
     progress: Progress | None
     cancel: Cancel | None
+
+    def backups(self) -> Backups | None:
+        """What makes the backups, if there are to be any."""
+        return None if self.backup[0] == NONE else Backups(*self.backup)
+
+    def link(self, link: Link, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
+        """Make a link instead of a copy."""
+        from aiocp.link import link_file  # and what makes nodes: few want it
+
+        begun = perf_counter()
+        with operation("open source"):
+            seen = os.stat(src)
+        if stat.S_ISDIR(seen.st_mode):
+            raise fail(EISDIR, "open source")
+        what = relation(
+            (src, None),
+            seen,
+            (dst, None),
+            followed=True,
+            link=link,
+            backup=self.backup[0] != NONE,
+            remove=self.remove,
+        )
+        if what is Relation.SAME:
+            raise same_file()
+        replaced = (
+            None
+            if what is Relation.DONE
+            else link_file(
+                link,
+                src,
+                seen,
+                dst,
+                follow=True,
+                replace=self.force or self.remove,
+                backups=self.backups(),
+                preserve=self.preserve,
+                sync=self.sync,
+            )
+        )
+        kept = None if replaced is None else replaced.backup
+        return CopyResult(
+            *names,
+            size=0,
+            bytes_read=0,
+            bytes_written=0,
+            method=f"{link}-link",
+            depth=self.depth,
+            peak_in_flight=0,
+            block_size=self.block_size,
+            direct_read=False,
+            direct_write=False,
+            in_place=False,
+            backup=_beside(dst, kept),
+            removed=replaced is not None and replaced.existed and not kept,
+            synced=self.sync,
+            elapsed=perf_counter() - begun,
+            rate=0,
+            notes=(),
+        )
 
     def copy(self, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
         """Copy one file; `names` are what the result calls the two."""
         begun = perf_counter()
         look(self.cancel)
+        backups = self.backups()
         with (
             Source(src, self.direct, self.block_size) as source,
-            Place(dst, follow=not self.remove) as place,
+            self._place(src, dst, source.stat, backups) as place,
             Destination(
                 place.directory,
                 place.name,
@@ -183,6 +283,8 @@ class Copier:
                 follow=place.follow,
                 preserve=self.preserve,
                 remove=self.remove,
+                backups=backups,
+                attributes_only=self.attributes_only,
                 cancel=self.cancel,
             ) as destination,
             Context(self.depth, self.block_size) as context,
@@ -194,8 +296,10 @@ class Copier:
                 allow_changed=self.allow_changed,
                 must_be_direct=self.direct == "always",
             )
-            if transfer.sync is not engine.Sync.NONE and self.preserve - {"mode", "links"}:
-                transfer.sync = engine.Sync.FSYNC  # the times too
+            # the mode of a file that was there is with its times, that of a new one with its data
+            with_data = {"links"} if destination.in_place else {"links", "mode"}
+            if transfer.sync is not engine.Sync.NONE and self.preserve - with_data:
+                transfer.sync = engine.Sync.FSYNC
             streamed = source.size is None or not destination.seekable
             try:
                 self._fill(transfer, context)
@@ -220,13 +324,15 @@ class Copier:
             size=transfer.size,
             bytes_read=transfer.bytes_read,
             bytes_written=transfer.bytes_written,
-            method=_method(transfer, context, streamed),
+            method="attributes" if self.attributes_only else rung(transfer, context, streamed),
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
             block_size=self.block_size,
             direct_read=transfer.read_direct and not streamed,
             direct_write=transfer.write_direct and not streamed,
             in_place=destination.in_place,
+            backup=_beside(dst, destination.backup),
+            removed=destination.removes and destination.backup is None,
             synced=transfer.synced,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
@@ -236,13 +342,28 @@ class Copier:
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
         """Copy all bytes, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
-        if source.size is None or not destination.seekable:
+        if self.attributes_only:
+            pass
+        elif source.size is None or not destination.seekable:
             self._stream(transfer, context)
         else:
             destination.size(source.size)
             transfer.size = source.size
             transfer.extents = [(0, source.size)]
         self._run(context, transfer, self.cancel)
+
+    def _place(
+        self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None
+    ) -> Place:
+        """Where the new file goes: in place of a link, too, that goes or gets a backup."""
+        if not self.remove and backups is None:
+            return Place(dst)
+        if any(same_entry((path, None), (dst, None)) for path in (src, os.path.realpath(src))):
+            raise same_file()
+        place = Place(dst, follow=False)
+        if backups is not None:
+            backups.refuse(src, seen, place.directory.fileno(), place.name)
+        return place
 
     def _run(
         self, context: Context, transfer: engine.Transfer, cancel: Cancel | None = None
@@ -290,6 +411,11 @@ class Copier:
             raise
 
 
+def _beside(path: bytes, name: bytes | None) -> str | None:
+    """The path of another name in the same directory."""
+    return None if name is None else os.fsdecode(os.path.join(os.path.dirname(path), name))
+
+
 def _say_incomplete(error: OSError | Cancelled) -> None:
     words = "written in place, it is incomplete now"
     if isinstance(error, Cancelled):
@@ -298,7 +424,8 @@ def _say_incomplete(error: OSError | Cancelled) -> None:
         error.strerror = f"{error.strerror}; {words}"
 
 
-def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:
+def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
+    """How the data was carried, as CopyResult calls it."""
     if streamed:
         return "stream"
     if context.plain:

@@ -16,50 +16,18 @@ from errno import (
     ELOOP,
     ENOENT,
     ENOSPC,
-    ENOTDIR,
     EOPNOTSUPP,
 )
 from typing import Self
 
 from aiocp import direct, metadata, stream
-from aiocp.errors import Cancel, fail, operation
-from aiocp.linux import File, allocate
+from aiocp.backup import Backups, keeping
+from aiocp.errors import Cancel, fail, operation, same_file
+from aiocp.linux import File, allocate, temporary_name
 from aiocp.source import Source
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
 _NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
-
-
-class Place:
-    """Where a copy goes: an open directory and a name in it.
-
-    `readable` tells whether the directory can be synced: one that we may not read cannot. `follow`
-    is for a link that only the kernel can follow: /dev/stdout, when that is a pipe.
-    """
-
-    def __init__(self, path: bytes, *, follow: bool = True) -> None:
-        """Resolve `path` through a symbolic link at its end, if `follow`, and open its directory.
-
-        Raises OSError: those of open(2); ENOENT for a dangling link, as cp refuses it.
-        """
-        with operation("open destination"):
-            if path.endswith(b"/"):
-                raise fail(ENOTDIR, "open destination")
-            resolved, self.follow = _resolve(path) if follow else (path, False)
-            head, self.name = os.path.split(resolved)
-            try:
-                self.directory = File.open(head or b".", os.O_RDONLY | os.O_DIRECTORY)
-                self.readable = True
-            except PermissionError:
-                self.directory = File.open(head or b".", os.O_PATH | os.O_DIRECTORY)
-                self.readable = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what was done in it is synced or has failed
-            self.directory.close()
 
 
 _CLOSED = File()  # where there is none
@@ -70,7 +38,9 @@ class Destination:
     """A destination opened for writing.
 
     `in_place` tells that its bytes are changed under its name, `grown` that `size` has made
-    it longer. `alignment` is 0 for buffered writes, `seekable` False for what only takes a stream.
+    it longer, `removes` that what is there goes and leaves nothing to the new file, and `backup`,
+    once committed, the name that it has kept. `alignment` is 0 for buffered writes, `seekable`
+    False for what only takes a stream.
     """
 
     def __init__(
@@ -87,6 +57,8 @@ class Destination:
         preserve: frozenset[str] = frozenset(),
         mask: int | None = None,
         remove: bool = False,
+        backups: Backups | None = None,
+        attributes_only: bool = False,
         wait: bool = True,
         cancel: Cancel | None = None,
     ) -> None:
@@ -96,8 +68,9 @@ class Destination:
         under its name; `force` for a block device to be written although it is in use, and for a
         file that may not be opened to be replaced; `follow` is that of its `Place`; `preserve`
         names attributes of the source to carry over; `mask` is the directory's, if it is known
-        (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there;
-        without `wait` a FIFO is refused, and `cancel` ends the wait for its reader.
+        (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there,
+        and so do `backups`, which keep that; with `attributes_only` the contents stay, and a new
+        file has none; `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -108,22 +81,28 @@ class Destination:
         self.grown = False
         self._force, self._wait, self._cancel = force, wait, cancel
         self._follow = follow
-        self._preserve, self._mask, self._remove = preserve, mask, remove
+        self._preserve, self._mask, self._remove = preserve, mask, remove or backups is not None
+        self._backups, self._attributes_only = backups, attributes_only
+        self.backup: bytes | None = None
         self._mode: int | None = None
+        self._exact = False  # whether the size is not to be changed
         try:
             with operation("open destination"):
                 existing = self._look()
-                if existing and os.path.samestat(existing, source.stat):
-                    raise _same_file()
+                if existing and os.path.samestat(existing, source.stat) and not self._remove:
+                    raise same_file()
                 self.replaces = existing is not None
-                if existing and (remove or ("links" in preserve and existing.st_nlink > 1)):
+                several = "links" in preserve and not attributes_only
+                if existing and (self._remove or (several and existing.st_nlink > 1)):
                     existing = None  # as cp, which removes it first
                 try:
                     self._open(existing, source)
                 except PermissionError:
                     if existing is None or not force or stat.S_ISBLK(existing.st_mode):
                         raise
+                    existing = None
                     self._open(None, source)
+                self.removes = self.replaces and existing is None
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
                 self.seekable = self.regular or stat.S_ISBLK(mode)
@@ -155,13 +134,19 @@ class Destination:
                 if self._mask is None:
                     self._mask, _ = metadata.creation_mask(self.directory.fileno())
                 self._mode = metadata.new_mode(source.stat.st_mode, self._preserve) & ~self._mask
-        elif stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1 and not self.in_place:
+        elif self._replaceable(existing):
             self._open_replacement(existing)
         else:
             self.in_place = True
+            self._exact = self._attributes_only
             self.file = self._open_existing(existing)
-            if stat.S_ISBLK(existing.st_mode):
+            if stat.S_ISBLK(existing.st_mode) and not self._attributes_only:
                 _check_size(self.fd, source)
+
+    def _replaceable(self, existing: os.stat_result) -> bool:
+        """Whether a new file can take the place of what is there."""
+        whole = stat.S_ISREG(existing.st_mode) and existing.st_nlink == 1
+        return whole and not (self.in_place or self._attributes_only)
 
     def _open_existing(self, existing: os.stat_result) -> File:
         directory = self.directory.fileno()
@@ -237,9 +222,10 @@ class Destination:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""
         if not self.regular:
             return
-        with operation("truncate"):
-            if os.fstat(self.fd).st_size != length:
-                os.ftruncate(self.fd, length)
+        if not self._exact:
+            with operation("truncate"):
+                if os.fstat(self.fd).st_size != length:
+                    os.ftruncate(self.fd, length)
         if self._mode is None and not self._preserve:
             return
         with operation("set attributes"):
@@ -256,11 +242,15 @@ class Destination:
                 self.file.flush()
             if self.replaces:
                 doing = "rename"
-                self.file.replace(self.name, temporary=temporary_name(self.name), dir_fd=directory)
+                with keeping(self._backups, directory, self.name) as self.backup:
+                    temporary = temporary_name(self.name)
+                    self.file.replace(self.name, temporary=temporary, dir_fd=directory)
             else:
                 doing = "link"
                 self.file.link(self.name, dir_fd=directory)
         except OSError as error:
+            if hasattr(error, "operation"):  # of the backup
+                raise
             raise fail(error.errno or EINVAL, doing) from error
 
     def padding(self, offset: int, length: int) -> bytes:
@@ -308,36 +298,9 @@ def _is_linkable(fd: int) -> bool:
     return bool(_LINKABLE)
 
 
-def temporary_name(name: bytes) -> bytes:
-    """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
-    suffix = b".aiocp-" + os.urandom(8).hex().encode()
-    return b"." + name[: 255 - 1 - len(suffix)] + suffix
-
-
-def _resolve(path: bytes) -> tuple[bytes, bool]:
-    """The path behind a symbolic link, and whether it is one that only the kernel can follow.
-
-    A dangling one is refused as cp refuses it.
-    """
-    if not os.path.islink(path):
-        return path, False
-    if not os.path.exists(path):
-        raise fail(ENOENT, "not writing through dangling symbolic link")
-    real = os.path.realpath(path)
-    return (real, False) if os.path.exists(real) else (path, True)
-
-
 def _check_size(device: int, source: Source) -> None:
     """Refuse a device that is smaller than what is to be copied to it."""
     size = os.lseek(device, 0, os.SEEK_END)
     os.lseek(device, 0, os.SEEK_SET)
     if source.size is not None and size < source.size:
         raise fail(ENOSPC, f"device has {size} bytes, source {source.size}")
-
-
-def _same_file() -> OSError:
-    from shutil import SameFileError  # it loads the compression modules
-
-    error = SameFileError(EINVAL, "source and destination are the same file")
-    error.operation = "compare"  # type: ignore[attr-defined]
-    return error

@@ -1,6 +1,7 @@
 """The exceptions a caller must tell apart, and how an OSError learns its operation."""
 
 import os
+from errno import EINVAL
 from types import TracebackType
 from typing import Protocol
 
@@ -29,6 +30,15 @@ def fail(errno: int, operation: str) -> OSError:
     """An OSError, of the subclass that belongs to `errno`, whose text names the operation."""
     error = OSError(errno, f"{operation}: {os.strerror(errno)}")
     error.operation = operation  # type: ignore[attr-defined]
+    return error
+
+
+def same_file() -> OSError:
+    """The error for a copy of a file to itself."""
+    from shutil import SameFileError  # it loads the compression modules
+
+    error = SameFileError(EINVAL, "source and destination are the same file")
+    error.operation = "compare"  # type: ignore[attr-defined]
     return error
 
 

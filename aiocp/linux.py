@@ -119,6 +119,12 @@ def replace_node(
     _check(lib.node_replace(dir_fd, temporary, name, fd, link, mode, device))
 
 
+def temporary_name(name: bytes) -> bytes:
+    """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
+    suffix = b".aiocp-" + os.urandom(8).hex().encode()
+    return b"." + name[: 255 - 1 - len(suffix)] + suffix
+
+
 def allocate(fd: int, length: int) -> None:
     """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
 

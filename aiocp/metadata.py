@@ -49,7 +49,7 @@ def new_mode(source_mode: int, preserve: frozenset[str]) -> int:
 
 
 def carry(
-    source_fd: int,
+    source_fd: int | str,
     source: os.stat_result,
     fd: int,
     preserve: frozenset[str],
@@ -80,9 +80,10 @@ def carry(
 
 
 def carry_to_name(
-    source: os.stat_result, directory_fd: int, name: bytes, preserve: frozenset[str]
+    source: os.stat_result, directory_fd: int, name: bytes, preserve: frozenset[str], kind: int
 ) -> None:
-    """Give a link, FIFO, socket or device node the source's owner, mode and times.
+    """Give a link, FIFO, socket or device node, whose S_IFMT is `kind`, the source's owner, mode
+    and times.
 
     Raises OSError ESTALE where something else has taken the name since it was made.
     """
@@ -91,13 +92,13 @@ def carry_to_name(
     node = File.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory_fd)
     try:
         found = os.fstat(node.fileno())
-        if stat.S_IFMT(found.st_mode) != stat.S_IFMT(source.st_mode) or found.st_nlink > 1:
+        if stat.S_IFMT(found.st_mode) != kind or found.st_nlink > 1:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         path = f"/proc/self/fd/{node.fileno()}"  # which leads to the node, even if that is a link
         if "ownership" in preserve:
             with suppress(PermissionError):
                 os.chown(path, source.st_uid, source.st_gid)
-        if "mode" in preserve and not stat.S_ISLNK(source.st_mode):
+        if "mode" in preserve and kind != stat.S_IFLNK:
             os.chmod(path, stat.S_IMODE(source.st_mode))
         if "timestamps" in preserve:
             os.utime(path, ns=(source.st_atime_ns, source.st_mtime_ns))
@@ -116,7 +117,7 @@ def _give(fd: int, uid: int, gid: int) -> bool:
     return False
 
 
-def _carry_xattrs(source_fd: int, fd: int, preserve: frozenset[str]) -> None:
+def _carry_xattrs(source_fd: int | str, fd: int, preserve: frozenset[str]) -> None:
     names = [name for name in _xattrs(source_fd) if _belongs_to(name) in preserve]
     for name in names:
         try:
@@ -169,7 +170,7 @@ def keep(old_fd: int, new_fd: int) -> int:
     return mode
 
 
-def _xattrs(fd: int) -> list[str]:
+def _xattrs(fd: int | str) -> list[str]:
     try:
         return os.listxattr(fd)
     except OSError as error:

@@ -8,9 +8,9 @@ from errno import EISDIR
 from functools import partial
 
 from aiocp import metadata
-from aiocp.destination import temporary_name
+from aiocp.backup import Backups, Replaced, keeping
 from aiocp.errors import fail, operation
-from aiocp.linux import replace_node
+from aiocp.linux import replace_node, temporary_name
 
 
 def copy_node(
@@ -20,7 +20,10 @@ def copy_node(
     to_fd: int,
     to_name: bytes,
     preserve: frozenset[str],
-) -> None:
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+) -> Replaced:
     """Copy what is no regular file and no directory: make another of its kind.
 
     Raises OSError, the operation in its text: of readlink(2), symlink(2), mknod(2), EISDIR where a
@@ -30,16 +33,19 @@ def copy_node(
         with operation("read link"):
             text = os.readlink(name, dir_fd=dir_fd)
         with operation("make link"):
-            link, replace = partial(os.symlink, text), partial(replace_node, text=text)
-            make_node(seen, to_fd, to_name, link, replace, preserve)
-        return
+            make, instead = partial(os.symlink, text), partial(replace_node, text=text)
+            return make_node(
+                seen, to_fd, to_name, make, instead, preserve, replace=replace, backups=backups
+            )
     mode = seen.st_mode  # with its setuid and sticky bits, as cp leaves them
     if metadata.DEFAULT_MODE in preserve:
         mode = stat.S_IFMT(mode) | metadata.new_mode(mode, preserve)
     with operation("make special file"):
         make = partial(os.mknod, mode=mode, device=seen.st_rdev)
-        replace = partial(replace_node, mode=mode, device=seen.st_rdev)
-        make_node(seen, to_fd, to_name, make, replace, preserve)
+        instead = partial(replace_node, mode=mode, device=seen.st_rdev)
+        return make_node(
+            seen, to_fd, to_name, make, instead, preserve, replace=replace, backups=backups
+        )
 
 
 def make_node(
@@ -47,23 +53,48 @@ def make_node(
     to_fd: int,
     name: bytes,
     make: Callable[..., object],
-    replace: Callable[..., object],
+    instead: Callable[..., object],
     preserve: frozenset[str],
-) -> None:
-    """Call `make(name, dir_fd=...)`, or where the name is taken `replace`, which is also given a
-    `temporary` name; then give it its attributes."""
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+    kind: int | None = None,
+) -> Replaced:
+    """Call `make(name, dir_fd=...)`, or where the name is taken `instead`, which is also given a
+    `temporary` name; then give it its attributes. `kind` is what is made, if not what was `seen`.
+
+    Raises OSError: what these raise, FileExistsError for a name that is taken unless `replace` or
+    `backups` are given, EISDIR where a directory has it.
+    """
+    replaced = Replaced()
     try:
         make(name, dir_fd=to_fd)
     except FileExistsError:
         existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
-        replace(name, temporary=temporary_name(name), dir_fd=to_fd)
-    metadata.carry_to_name(seen, to_fd, name, preserve)
+        if not replace and backups is None:
+            raise
+        with keeping(backups, to_fd, name) as backup:
+            instead(name, temporary=temporary_name(name), dir_fd=to_fd)
+        replaced = Replaced(existed=True, backup=backup)
+    metadata.carry_to_name(seen, to_fd, name, preserve, kind or stat.S_IFMT(seen.st_mode))
+    return replaced
 
 
-def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
-    """Give an open file, whose stat `found` is, another name."""
+def link_node(
+    fd: int,
+    found: os.stat_result,
+    to_fd: int,
+    name: bytes,
+    *,
+    replace: bool = True,
+    backups: Backups | None = None,
+) -> Replaced | None:
+    """Give an open file, whose stat `found` is, another name; None where it has that already.
+
+    Raises OSError as `make_node` does.
+    """
 
     def make(name: bytes, dir_fd: int) -> None:
         os.link(f"/proc/self/fd/{fd}".encode(), name, dst_dir_fd=dir_fd, follow_symlinks=True)
@@ -72,5 +103,8 @@ def link_node(fd: int, found: os.stat_result, to_fd: int, name: bytes) -> None:
         with suppress(FileNotFoundError):
             existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
             if os.path.samestat(existing, found):
-                return
-        make_node(found, to_fd, name, make, partial(replace_node, fd=fd), frozenset())
+                return None
+        instead = partial(replace_node, fd=fd)
+        return make_node(
+            found, to_fd, name, make, instead, frozenset(), replace=replace, backups=backups
+        )

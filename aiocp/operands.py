@@ -14,35 +14,67 @@ from errno import EEXIST, EISDIR, ENOTDIR, ESTALE
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from aiocp.copier import CopyResult, Progress, copy_file
-from aiocp.errors import fail, operation
+from aiocp.backup import NUMBERED, Backups, Replaced
+from aiocp.copier import CopyResult, Link, Progress, copy_file
+from aiocp.errors import fail, operation, same_file
+from aiocp.existing import Relation, relation
 from aiocp.hard_links import HardLinks, identity
 from aiocp.linux import File
+from aiocp.outcome import Outcome
+from aiocp.quoting import quoted
 
 if TYPE_CHECKING:
     from aiocp.tree_copier import TreeResult
 
+Status = os.stat_result
+
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """How to copy: cp's options. `common` are arguments of both functions, `file` of the one.
+    """How to copy: cp's options; `common` are arguments of both functions, `file`, `tree` of one.
 
-    `follow` says which symbolic links are followed, `update` and `existing` what becomes of what is
-    at the destination already; `ask` is called with its name where that is to be asked.
+    `follow` says which symbolic links are followed, `backup` is method and suffix, `parents` the
+    directory below which those above a source are made, `update` and `existing` say what becomes of
+    what is at the destination already. `ask` is called with its name where that is to be asked,
+    `warn` with words, `on_entry` and `on_error` as by `copy_tree`.
     """
 
     recursive: bool
     follow: Literal["none", "operands", "all"]
     preserve: frozenset[str]
-    update: Literal["all", "none", "older"]
+    link: Link | None
+    backup: tuple[str, bytes] | None
+    copy_contents: bool
+    keep_directory_symlink: bool
+    parents: str | None
+    update: Literal["all", "none", "none-fail", "older"]
     existing: Literal["replace", "keep", "ask"]
-    one_file_system: bool
-    exclude: Callable[[bytes, bool], bool] | None
     ask: Callable[[str], bool]
     warn: Callable[[str], object]
+    on_entry: Callable[[Outcome], object] | None
     on_error: Callable[[OSError], object]
     common: dict[str, Any]
     file: dict[str, Any]
+    tree: dict[str, Any]
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing that is there is replaced."""
+        return self.existing == "keep" or self.update in ("none", "none-fail")
+
+    @property
+    def removes(self) -> bool:
+        """Whether new files have nothing of what is there."""
+        return bool(self.common["remove_destination"])
+
+    def backups(self) -> Backups | None:
+        return None if self.backup is None else Backups(*self.backup)
+
+    def backup_arguments(self) -> dict[str, Any]:
+        if self.backup is None:
+            return {}
+        method, suffix = self.backup
+        return {"backup": method, "suffix": suffix}
 
 
 class Operands:
@@ -50,8 +82,8 @@ class Operands:
 
     def __init__(self, how: How) -> None:
         self.how = how
-        self._seen: set[tuple[str, int, int]] = set()
-        self._created: set[str] = set()
+        self._seen: set[tuple[str | int, ...]] = set()
+        self._created: set[tuple[str | int, ...]] = set()
         self._links = HardLinks()
 
     def copy(
@@ -63,118 +95,212 @@ class Operands:
         goes to `on_error` instead. Raises Cancelled.
         """
         try:
-            with operation("open source"):
-                seen = os.stat(os.fsencode(source), follow_symlinks=self.how.follow != "none")
-            if stat.S_ISDIR(seen.st_mode):
-                return self._directory(source, destination, seen, progress)
-            if stat.S_ISREG(seen.st_mode):
-                return self._file(source, destination, seen, progress)
-            if self.how.recursive or stat.S_ISLNK(seen.st_mode):
-                self._node(source, destination, seen)
-                return None
-            return self._file(source, destination, seen, progress)  # read to its end
+            if self.how.parents is None:
+                return self._copy(source, destination, progress)
+            from aiocp.parents import parents
+
+            with parents(
+                os.fsencode(source),
+                os.fsencode(self.how.parents),
+                self.how.preserve,
+                sync=self.how.common["sync"],
+                tell=self._tell_directory,
+            ):
+                return self._copy(source, destination, progress)
         except OSError as error:
             error.filename, error.filename2 = source, destination
             raise
 
+    def _copy(
+        self, source: str, destination: str, progress: Progress | None
+    ) -> "CopyResult | TreeResult | None":
+        with operation("open source"):
+            seen = os.stat(os.fsencode(source), follow_symlinks=self.how.follow != "none")
+        if stat.S_ISDIR(seen.st_mode):
+            return self._directory(source, destination, seen, progress)
+        return self._file(source, destination, seen, progress)
+
     def _directory(
-        self, source: str, destination: str, seen: os.stat_result, progress: Progress | None
+        self, source: str, destination: str, seen: Status, progress: Progress | None
     ) -> "TreeResult | None":
-        if not self.how.recursive:
+        how = self.how
+        if not how.recursive:
             raise OSError(EISDIR, "omitting directory, as -r is not given")
-        existing = _look(destination, follow=False)
+        existing = _look(destination, follow=how.keep_directory_symlink)
         if existing is not None and not stat.S_ISDIR(existing.st_mode):
             raise fail(ENOTDIR, "cannot overwrite what is no directory with a directory")
         if self._again("directory", source, (destination, seen.st_dev, seen.st_ino)):
             return None
         from aiocp.tree_copier import copy_tree
 
-        how = self.how
+        asked = how.link == "hard" and how.existing == "ask"  # what then is replaced may be
+        common = how.common | {"force": True} if asked else how.common
         always = how.update == "all" and how.existing == "replace"
         return copy_tree(
             source,
             destination,
             preserve=how.preserve,
             follow_symlinks=how.follow == "all",
-            one_file_system=how.one_file_system,
-            exclude=how.exclude,
+            link=how.link,
+            copy_contents=how.copy_contents,
+            keep_directory_symlink=how.keep_directory_symlink,
             replace=None if always else partial(self._replace, destination),
             links=self._links,
+            on_entry=how.on_entry,
             on_error=how.on_error,
             progress=progress,
-            **how.common,
+            **common,
+            **how.backup_arguments(),
+            **how.tree,
         )
 
     def _file(
-        self, source: str, destination: str, seen: os.stat_result, progress: Progress | None
+        self, source: str, destination: str, seen: Status, progress: Progress | None
     ) -> CopyResult | None:
-        remove = self.how.common["remove_destination"]
-        existing = _look(destination, follow=not remove)
+        """Copy anything but a directory."""
+        how = self.how
+        is_link = stat.S_ISLNK(seen.st_mode)
+        contents = stat.S_ISREG(seen.st_mode) or not (
+            is_link or (how.recursive and not how.copy_contents)
+        )
+        renews = how.removes or how.backup or how.link is not None
+        existing = _look(destination, follow=contents and not renews)
         if not self._wanted(source, destination, seen, existing):
             return None
-        linked = self._several_names(seen)
-        if linked and self._link(destination, seen):
+        linked = how.link != "hard" and self._several_names(seen)
+        if linked and self._link(source, destination, seen):
             return None
-        result = copy_file(
-            source,
-            destination,
-            preserve=self.how.preserve,
-            progress=progress,
-            **self.how.common,
-            **self.how.file,
-        )
+        result = None
+        if how.link is not None:
+            self._link_source(how.link, source, destination, seen)
+        elif contents:
+            result = self._contents(source, destination, existing, progress)
+        else:
+            self._node(source, destination, seen)
         self._made(destination, seen, linked)
         return result
 
-    def _node(self, source: str, destination: str, seen: os.stat_result) -> None:
+    def _contents(
+        self, source: str, destination: str, existing: Status | None, progress: Progress | None
+    ) -> CopyResult:
+        how = self.how
+        # as cp, which removes the link, if it is one, and not what that leads to
+        several = existing is not None and existing.st_nlink > 1 and "links" in how.preserve
+        several = several and not how.common["attributes_only"]
+        common = how.common | {"remove_destination": True} if several else how.common
+        result = copy_file(
+            source,
+            destination,
+            preserve=how.preserve,
+            into_directory=False,
+            progress=progress,
+            **common,
+            **how.backup_arguments(),
+            **how.file,
+        )
+        self._tell(source, destination, result.method, result.backup, result.removed)
+        return result
+
+    def _node(self, source: str, destination: str, seen: Status) -> None:
         from aiocp.nodes import copy_node
 
-        existing = _look(destination, follow=False)
-        if not self._wanted(source, destination, seen, existing):
-            return
-        linked = self._several_names(seen)
-        if linked and self._link(destination, seen):
-            return
-        with self._place(destination) as (directory, name):
-            copy_node(seen, os.fsencode(source), None, directory, name, self.how.preserve)
-        self._made(destination, seen, linked)
+        how, name, backups = self.how, os.fsencode(source), self.how.backups()
+        with self._place(destination) as (directory, to_name):
+            if backups is not None:
+                backups.refuse(name, seen, directory, to_name)
+            replaced = copy_node(
+                seen,
+                name,
+                None,
+                directory,
+                to_name,
+                how.preserve,
+                replace=how.common["force"] or not how.common["attributes_only"],
+                backups=backups,
+            )
+        self._tell_node(source, destination, "special", replaced)
+
+    def _link_source(self, link: Link, source: str, destination: str, seen: Status) -> None:
+        from aiocp.link import link_file, replaces
+
+        how = self.how
+        follow = how.follow != "none"
+        only = how.common["attributes_only"]
+        removes = how.removes or (replaces(seen, follow=follow) and not only)
+        asked = link == "hard" and how.existing == "ask"  # and the answer was yes
+        replaced = link_file(
+            link,
+            os.fsencode(source),
+            seen,
+            os.fsencode(destination),
+            follow=follow,
+            replace=how.common["force"] or removes or asked,
+            backups=how.backups(),
+            preserve=how.preserve,
+            sync=how.common["sync"],
+        )
+        if replaced is not None:
+            if not removes:  # cp, too, says nothing of what only makes way
+                replaced = replaced._replace(existed=False)
+            self._tell_node(source, destination, f"{link}-link", replaced)
 
     # --- what is there already ---
 
-    def _wanted(
-        self, source: str, destination: str, seen: os.stat_result, existing: os.stat_result | None
-    ) -> bool:
+    def _wanted(self, source: str, destination: str, seen: Status, existing: Status | None) -> bool:
         """Whether to copy something that is no directory, in the order in which cp refuses."""
-        if self._again("file", source, (source, seen.st_dev, seen.st_ino)):
+        how = self.how
+        if not how.backup and self._again("file", source, _entry(source, seen)):
             return False
-        if existing is None:
+        if existing is not None and not self._may_replace(source, destination, seen, existing):
+            return False
+        if how.backup:
             return True
-        if os.path.samestat(existing, seen):
-            from shutil import SameFileError
+        link = _look(destination, follow=False)
+        if link and stat.S_ISLNK(link.st_mode) and _entry(destination, link) in self._created:
+            raise OSError(EEXIST, "will not copy through a symbolic link that was just created")
+        return True
 
-            raise SameFileError(EEXIST, "source and destination are the same file")
+    def _may_replace(self, source: str, destination: str, seen: Status, existing: Status) -> bool:
+        how = self.how
+        if not how.keeps_all:
+            what = relation(
+                (os.fsencode(source), None),
+                seen,
+                (os.fsencode(destination), None),
+                existing,
+                followed=how.follow != "none",
+                link=how.link,
+                backup=how.backup is not None,
+                remove=how.removes,
+            )
+            if what is Relation.SAME:
+                raise same_file()
+            if what is Relation.DONE:
+                return False
         if not self._replace(destination, b"", seen, existing):
+            self._tell(source, destination, "skipped")
             return False
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none")
-        if destination in self._created:
+        numbered = how.backup is not None and how.backup[0] == NUMBERED
+        if not numbered and _entry(destination, existing) in self._created:
             raise OSError(EEXIST, "will not overwrite what was just created")
         return True
 
-    def _again(self, kind: str, source: str, key: tuple[str, int, int]) -> bool:
+    def _again(self, kind: str, source: str, key: tuple[str | int, ...]) -> bool:
         """Whether an operand was there before: cp warns, and goes on."""
         if key in self._seen:
-            self.how.warn(f"source {kind} {source!r} is given more than once")
+            self.how.warn(f"source {kind} {quoted(source)} is given more than once")
             return True
         self._seen.add(key)
         return False
 
-    def _replace(
-        self, destination: str, path: bytes, seen: os.stat_result, existing: os.stat_result
-    ) -> bool:
+    def _replace(self, destination: str, path: bytes, seen: Status, existing: Status) -> bool:
         """Whether -u, -n and -i let what is there be replaced."""
         how = self.how
-        if how.update == "none" or how.existing == "keep":
+        if how.update == "none-fail" and how.existing != "keep":
+            raise OSError(EEXIST, "not replacing what is there")
+        if how.keeps_all:
             return False
         if how.update == "older" and existing.st_mtime_ns >= seen.st_mtime_ns:
             return False
@@ -184,18 +310,20 @@ class Operands:
 
     # --- hard links ---
 
-    def _several_names(self, seen: os.stat_result) -> bool:
+    def _several_names(self, seen: Status) -> bool:
         """Whether another name of a file may come: followed links count as names too."""
         return "links" in self.how.preserve and (seen.st_nlink > 1 or self.how.follow != "none")
 
-    def _made(self, destination: str, seen: os.stat_result, linked: bool) -> None:
-        self._created.add(destination)
+    def _made(self, destination: str, seen: Status, linked: bool) -> None:
+        made = _look(destination, follow=False)
+        if made is None:
+            return
+        self._created.add(_entry(destination, made))
         if linked:
-            made = os.stat(destination, follow_symlinks=False)
             directory, name = os.path.split(os.path.abspath(os.fsencode(destination)))
             self._links.add(identity(seen), directory, name, identity(made))
 
-    def _link(self, destination: str, seen: os.stat_result) -> bool:
+    def _link(self, source: str, destination: str, seen: Status) -> bool:
         """Give what an operand before was copied to another name, if one was."""
         copied = self._links.get(identity(seen))
         if copied is None:
@@ -208,30 +336,58 @@ class Operands:
             if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             with self._place(destination) as (directory, name):
-                link_node(file.fileno(), found, directory, name)
-        self._created.add(destination)
+                backups = self.how.backups()
+                replaced = link_node(file.fileno(), found, directory, name, backups=backups)
+        self._created.add(_entry(destination, found))
+        self._tell_node(source, destination, "hard-link", replaced or Replaced())
         return True
 
     @contextmanager
     def _place(self, destination: str) -> "Iterator[tuple[int, bytes]]":
         """The directory to make something in, synced at the end, and the name."""
-        from aiocp.destination import Place
-        from aiocp.transfer import assert_durable
+        from aiocp.place import Place
+        from aiocp.transfer import sync_directory
 
         with Place(os.fsencode(destination), follow=False) as place:
             yield place.directory.fileno(), place.name
             if self.how.common["sync"]:
-                with operation("its name is not durable: sync"):
-                    if place.readable:
-                        os.fsync(place.directory.fileno())
-                        assert_durable(place.directory.fileno())
-                    else:
-                        os.sync()
+                sync_directory(place.directory, place.readable)
+
+    # --- what is said ---
+
+    def _tell_directory(self, source: bytes, destination: bytes) -> None:
+        self._tell(os.fsdecode(source), os.fsdecode(destination), "directory")
+
+    def _tell_node(self, source: str, destination: str, method: str, replaced: Replaced) -> None:
+        backup = None
+        if replaced.backup is not None:
+            directory = os.path.dirname(destination)
+            backup = os.path.join(directory, os.fsdecode(replaced.backup))
+        removed = replaced.existed and backup is None
+        self._tell(source, destination, method, backup, removed)
+
+    def _tell(
+        self,
+        source: str,
+        destination: str,
+        method: str,
+        backup: str | None = None,
+        removed: bool = False,
+    ) -> None:
+        if self.how.on_entry is not None:
+            self.how.on_entry(Outcome(source, destination, method, backup, removed))
 
 
-def _look(path: str, *, follow: bool) -> os.stat_result | None:
+def _look(path: str, *, follow: bool) -> Status | None:
     """The stat of what is there; None for nothing, or nothing that can be told of."""
     try:
         return os.stat(os.fsencode(path), follow_symlinks=follow)
     except OSError:  # opening the destination will say it
         return None
+
+
+def _entry(path: str, status: Status) -> tuple[str | int, ...]:
+    """What tells one name of one file from all others."""
+    head, name = os.path.split(path)
+    directory = os.stat(head or ".")
+    return name, directory.st_dev, directory.st_ino, status.st_dev, status.st_ino

@@ -10,6 +10,7 @@ from contextlib import suppress
 from errno import ESTALE
 
 from aiocp import metadata
+from aiocp.backup import Backups
 from aiocp.errors import fail, operation
 from aiocp.linux import File, close_may_fail
 from aiocp.transfer import DirectorySync
@@ -33,6 +34,7 @@ class Target:
 
     __slots__ = (
         "acl",
+        "backups",
         "bits",
         "child",
         "created",
@@ -48,9 +50,16 @@ class Target:
     )
 
     def __init__(
-        self, file: File, directory: Directory, parent: "Target | None", *, created: bool
+        self,
+        file: File,
+        directory: Directory,
+        parent: "Target | None",
+        *,
+        created: bool,
+        backups: Backups | None = None,
     ) -> None:
         self.file, self.directory, self.parent, self.created = file, directory, parent, created
+        self.backups = backups
         self.stat = os.fstat(file.fileno())
         self.mask, self.acl = metadata.creation_mask(file.fileno())
         alike = parent is not None and parent.stat.st_dev == self.stat.st_dev
@@ -146,9 +155,9 @@ class TargetSync(DirectorySync):
         self.target = target
 
 
-def make_directory(path: bytes, parent: Target | None) -> tuple[File, bool]:
-    """Make a directory, in a target unless it is the first, or take the one that is there; whether
-    it is made. Only the first may be taken through a symbolic link.
+def make_directory(path: bytes, parent: Target | None, *, follow: bool) -> tuple[File, bool]:
+    """Make a directory, in a target unless it is the first, or take the one that is there, with
+    `follow` through a symbolic link; whether it is made.
 
     Raises OSError from mkdirat(2), openat(2).
     """
@@ -159,7 +168,5 @@ def make_directory(path: bytes, parent: Target | None) -> tuple[File, bool]:
             os.mkdir(path, 0o700, dir_fd=dir_fd)
         except FileExistsError:
             created = False
-        follow = parent is None and not created
-        return File.open(
-            path, _DIRECTORY & ~os.O_NOFOLLOW if follow else _DIRECTORY, dir_fd=dir_fd
-        ), created
+        flags = _DIRECTORY & ~os.O_NOFOLLOW if follow and not created else _DIRECTORY
+        return File.open(path, flags, dir_fd=dir_fd), created

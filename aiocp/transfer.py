@@ -6,6 +6,7 @@ from errno import EINVAL
 from aiocp import direct, engine
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
+from aiocp.linux import File
 from aiocp.source import Source, shrank
 
 _DOING = {
@@ -68,6 +69,19 @@ def assert_durable(fd: int) -> None:
     """
     with operation("sync"):
         os.fstat(fd)
+
+
+def sync_directory(directory: File, readable: bool) -> None:
+    """Have the names in a directory on the disk, also in one that we may not read.
+
+    Raises OSError.
+    """
+    with operation("its name is not durable: sync"):
+        if readable:
+            os.fsync(directory.fileno())
+            assert_durable(directory.fileno())
+        else:
+            os.sync()
 
 
 def what_stopped(transfer: engine.Transfer) -> OSError:

@@ -18,31 +18,45 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from errno import EINVAL, EIO, ESTALE
+from errno import EINVAL, EIO, EISDIR, ESTALE
 from functools import partial
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 from time import perf_counter
 from typing import NamedTuple
 
 from aiocp import metadata, stream
+from aiocp.backup import NONE, SUFFIX, Backups, Replaced, check_backup
 from aiocp.batch import CAPACITY, SMALL, Batch, SmallFile
 from aiocp.context import Context
 from aiocp.copier import (
+    Link,
     Progress,
     StrPath,
     check_block_size,
     check_depth,
+    check_link,
+    rung,
 )
 from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
-from aiocp.errors import Cancel, fail, look, operation
+from aiocp.errors import Cancel, fail, look, operation, same_file
+from aiocp.existing import Relation, relation
 from aiocp.hard_links import HardLinks, Identity, identity
+from aiocp.link import hard_link, replaces, symbolic_link
 from aiocp.linux import File, dirty_bytes, has_syncfs, sync_filesystem
 from aiocp.nodes import copy_node, link_node
+from aiocp.outcome import Outcome
+from aiocp.place import Place
 from aiocp.source import Source
 from aiocp.stage import Stage
 from aiocp.target import KEPT_OPEN, Target, TargetSync, make_directory
-from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
+from aiocp.transfer import (
+    DirectorySync,
+    FileTransfer,
+    assert_durable,
+    sync_directory,
+    what_stopped,
+)
 from aiocp.tree import Directory, Enter, Entry, Step, walk
 
 # As many bytes as copy_file has in flight, in blocks that small files fill better: 20,000 of them
@@ -74,7 +88,7 @@ class TreeResult:
 
     Each error is an OSError with errno and both file names. `elapsed` is in seconds. `synced` tells
     that everything copied is on the disk, `syncs` how often the whole file system was synced for
-    that, in place of single files: on Btrfs, where it is faster.
+    that, in place of single files: on Btrfs, where it is faster, and for hard links.
     """
 
     source: str
@@ -104,10 +118,17 @@ def copy_tree(
     exclude: Callable[[bytes, bool], bool] | None = None,
     replace: Replace | None = None,
     remove_destination: bool = False,
+    backup: str = NONE,
+    suffix: str | bytes = SUFFIX,
+    link: Link | None = None,
+    attributes_only: bool = False,
+    copy_contents: bool = False,
+    keep_directory_symlink: bool = False,
     force: bool = False,
     sync: bool = True,
     allow_changed: bool = False,
     links: HardLinks | None = None,
+    on_entry: Callable[[Outcome], object] | None = None,
     on_error: Callable[[OSError], object] | None = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -117,9 +138,9 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sync, allow_changed, remove_destination, force, cancel: as for
-            `copy_file`, for all files together; depth is less where RLIMIT_NOFILE does not allow
-            two descriptors for each.
+        depth, block_size, sync, allow_changed, remove_destination, backup, suffix, attributes_only,
+            force, cancel: as for `copy_file`, for all files together; depth is less where
+            RLIMIT_NOFILE does not allow two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all": all of them, the last two where
             possible. Without "mode" a new file has the source's permission bits less the umask, or
@@ -127,12 +148,19 @@ def copy_tree(
             sockets and device nodes are made anew in any case.
         follow_symlinks: copy what symbolic links point to instead of the links.
         one_file_system: do not go into directories on other file systems.
+        link: make directories only, and in them "hard" links in place of everything else, or
+            "symbolic" ones, for which `src` has to be absolute; what is there is replaced only with
+            `force`, `remove_destination` or a backup.
+        copy_contents: read FIFOs and devices to their end, in place of making new ones.
+        keep_directory_symlink: take a symbolic link to a directory that is at the destination for
+            that directory, whoever has put it there.
         exclude: called with a path below `src` (bytes) and whether it is a directory; what it says
             True of is not copied.
         replace: called with the path below `src`, the stat of what is to be copied and the stat of
             what has its name at the destination; what it says False of stays as it is.
         links: with "links", what earlier calls that were given the same have copied: a file that
             has another name there becomes a link to that.
+        on_entry: called with an `Outcome` for each entry that was copied, or left alone.
         on_error: called with each OSError as it happens; nothing is raised at the end then.
         progress: called as `progress(bytes_done, 0)` while files are written.
 
@@ -141,10 +169,11 @@ def copy_tree(
             `result` attribute is the TreeResult.
         OSError: where `src` cannot be opened or `dst` not be made.
         Cancelled: `cancel` was set; what was copied by then stays.
-        ValueError: depth, block_size or preserve out of range.
+        ValueError: depth, block_size, preserve, backup, suffix or link out of range.
     """
     check_depth(depth)
     check_block_size(block_size)
+    check_link(link)
     names = os.fsdecode(src), os.fsdecode(dst)
     budget = _budget(depth)
     copier = _TreeCopier(
@@ -153,11 +182,17 @@ def copy_tree(
         preserve=metadata.attributes(preserve),
         replace=replace,
         remove=remove_destination,
+        backup=check_backup(backup, suffix),
+        link=link,
+        attributes_only=attributes_only,
+        copy_contents=copy_contents,
+        keep_links=keep_directory_symlink,
         force=force,
         links=HardLinks() if links is None else links,
         follow=follow_symlinks,
         sync=sync,
         allow_changed=allow_changed,
+        on_entry=on_entry,
         on_error=on_error,
         progress=progress,
         cancel=cancel,
@@ -224,6 +259,7 @@ class _TreeFile(FileTransfer):
         destination: Destination,
         sync: Sync,
         allow_changed: bool,
+        place: Place | None,
     ) -> None:
         super().__init__(
             source,
@@ -235,6 +271,8 @@ class _TreeFile(FileTransfer):
         if self.sync is not Sync.NONE:
             self.sync = sync
         self.target, self.name = target, name
+        self.place = place  # where a link at the destination leads
+        self.streamed = False
         self.waits = False  # for the sync of the file system
         self.identity: Identity | None = None  # of the source, if names are to be linked
         self.other_names: list[tuple[Target, bytes, bytes]] = []  # with the path, for messages
@@ -255,6 +293,9 @@ class _TreeFile(FileTransfer):
         except OSError:
             pass
         finally:
+            if self.place is not None:
+                with suppress(OSError):
+                    self.place.directory.close()
             with suppress(OSError):
                 self.source.close()
 
@@ -273,8 +314,14 @@ class _TreeCopier:
         allow_changed: bool,
         replace: Replace | None,
         remove: bool,
+        backup: tuple[str, bytes],
+        link: Link | None,
+        attributes_only: bool,
+        copy_contents: bool,
+        keep_links: bool,
         force: bool,
         links: HardLinks,
+        on_entry: Callable[[Outcome], object] | None,
         on_error: Callable[[OSError], object] | None,
         progress: Progress | None,
         cancel: Cancel | None,
@@ -284,7 +331,12 @@ class _TreeCopier:
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
         self.sync, self.allow_changed = sync, allow_changed
         self.replace, self.remove, self.force = replace, remove, force
-        self.on_error, self.progress, self.cancel = on_error, progress, cancel
+        self.backup, self.link = backup, link
+        self.attributes_only, self.copy_contents = attributes_only, copy_contents
+        self.keep_links = keep_links
+        self.on_entry, self.on_error = on_entry, on_error
+        self.progress, self.cancel = progress, cancel
+        self._keeps = backup[0] != NONE
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.errors: list[OSError] = []
         # names in place are durable with the directory's sync; the mode alone is with the data's
@@ -294,7 +346,7 @@ class _TreeCopier:
         self._root: Target | None = None
         self.syncs = 0
         # where each link that is followed is a name of its file, files are not what they seem
-        self._batched = not (follow and "links" in preserve)
+        self._batched = not ((follow and "links" in preserve) or link or attributes_only)
         self._budget = budget
         self._adding: Batch | None = None
         self._batches: set[Batch] = set()
@@ -330,6 +382,7 @@ class _TreeCopier:
             wanted=None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
         )
         transfers = self._transfers(steps)
+        self._context = context
         engine = Engine(context, transfers)
         with closing(steps), closing(transfers):
             self._drive(engine)
@@ -430,7 +483,7 @@ class _TreeCopier:
             return self._may_replace(target, entry.name, path, seen)
         except OSError as error:
             self._failed(path, error)
-            return False
+        return False
 
     def _add(self, directory: Directory, name: bytes) -> bool:
         """Put what is a regular file by the listing into a batch; whether that is full by it."""
@@ -440,7 +493,10 @@ class _TreeCopier:
             together = target.together
             sync = Sync.NONE if together else self._file_sync
             batch = Batch(
-                self.preserve, sync, allow_changed=self.allow_changed, replace=not self.remove
+                self.preserve,
+                sync,
+                allow_changed=self.allow_changed,
+                replace=not (self.remove or self._keeps),
             )
             self._adding = batch
             self._batches.add(batch)
@@ -510,7 +566,8 @@ class _TreeCopier:
         if self._root.is_same(directory.stat):
             raise fail(EINVAL, "cannot copy a directory into itself")
         directory.data = self._take(directory, parent, directory.name)
-        parent.park_above()
+        if not self.keep_links:  # a link's ".." is not where the link is
+            parent.park_above()
 
     def _make_root(self, directory: Directory) -> "Target":
         target = self._take(directory, None, self.names[1])
@@ -521,16 +578,19 @@ class _TreeCopier:
     def _take(self, directory: Directory, parent: Target | None, path: bytes) -> Target:
         """Make or take a directory, and give it what it can have before its entries; the rest
         would be undone by them."""
-        file, created = make_directory(path, parent)
+        file, created = make_directory(path, parent, follow=parent is None or self.keep_links)
+        backups = Backups(*self.backup) if self._keeps else None
         try:
             with operation("make directory"):
-                target = Target(file, directory, parent, created=created)
+                target = Target(file, directory, parent, created=created, backups=backups)
         except OSError:
             file.let_go()  # the error lives on, and all that it knows with it
             raise
         self._targets.add(target)
         if parent is None:
-            target.together = self.sync and _syncs_together(file.fileno())
+            # other names promise the data of files that are only looked at: all of it, at the end
+            together = self.link == "hard" or _syncs_together(file.fileno())
+            target.together = self.sync and together
         early = self.preserve - {"timestamps"}
         if early:
             try:
@@ -540,6 +600,8 @@ class _TreeCopier:
                 target.failed = True
                 self._failed(directory.path, error)
         self.directories += 1
+        if created:
+            self._tell(directory.path, "directory")
         return target
 
     def _entry(
@@ -550,12 +612,14 @@ class _TreeCopier:
             seen = os.stat(name, dir_fd=from_fd, follow_symlinks=self.follow)
         if not (wanted or self._may_replace(target, name, path, seen)):
             return None
+        if stat.S_ISDIR(seen.st_mode):
+            raise fail(ESTALE, "became a directory")
         key = (seen.st_dev, seen.st_ino)
         several = seen.st_nlink > 1 or self.follow  # a link that is followed is a name too
-        linked = several and "links" in self.preserve and not stat.S_ISDIR(seen.st_mode)
+        linked = several and "links" in self.preserve and self.link != "hard"
         if linked and self._link(key, target, name, path):
             return None
-        if stat.S_ISREG(seen.st_mode):
+        if self.link is None and self._has_contents(seen):
             source = Source(
                 name, "auto", self.block_size, dir_fd=from_fd, seen=seen, follow=self.follow
             )
@@ -563,17 +627,62 @@ class _TreeCopier:
             if linked:
                 transfer.identity, self._in_flight[key] = key, transfer
             return transfer
-        if stat.S_ISDIR(seen.st_mode):
-            raise fail(ESTALE, "became a directory")
-        copy_node(seen, name, from_fd, target.fd(), name, self.preserve)
-        if stat.S_ISLNK(seen.st_mode):
-            self.links += 1
-        else:
-            self.specials += 1
+        self._make(target, name, from_fd, path, seen)
         if linked:
             made = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
             self._remember(key, target, name, made)
         return None
+
+    def _make(
+        self, target: Target, name: bytes, from_fd: int, path: bytes, seen: os.stat_result
+    ) -> None:
+        """Make at once what has no contents: a node of the source's kind, or a link to it."""
+        if not self._is_other(target, name, from_fd, seen):
+            return
+        replaced: Replaced | None
+        method, to_fd, backups = f"{self.link}-link", target.fd(), target.backups
+        removes = self.remove or (replaces(seen, follow=self.follow) and not self.attributes_only)
+        replace = self.force or removes
+        if self.link == "hard":
+            sync = self.sync and not target.together
+            replaced = hard_link(
+                name,
+                from_fd,
+                seen,
+                to_fd,
+                name,
+                follow=self.follow,
+                replace=replace,
+                backups=backups,
+                sync=sync,
+            )
+        elif self.link == "symbolic":
+            text = os.path.join(self.names[0], path)
+            replaced = symbolic_link(
+                text, seen, to_fd, name, self.preserve, replace=replace, backups=backups
+            )
+        else:
+            method = "special"
+            replaced = copy_node(
+                seen,
+                name,
+                from_fd,
+                to_fd,
+                name,
+                self.preserve,
+                replace=not self.attributes_only or replace,
+                backups=backups,
+            )
+        if replaced is None or not removes:  # cp, too, says nothing of what only makes way
+            replaced = Replaced(backup=replaced and replaced.backup)
+        is_link = self.link == "symbolic" or (not self.link and stat.S_ISLNK(seen.st_mode))
+        self._count(path, method, replaced, is_link=is_link)
+
+    def _has_contents(self, seen: os.stat_result) -> bool:
+        """Whether to copy what is in something, rather than to make another of its kind."""
+        if stat.S_ISREG(seen.st_mode):
+            return True
+        return self.copy_contents and not (stat.S_ISLNK(seen.st_mode) or stat.S_ISDIR(seen.st_mode))
 
     def _remember(
         self, source: Identity, target: Target, name: bytes, made: os.stat_result
@@ -586,35 +695,75 @@ class _TreeCopier:
         """Whether what has the name, if anything has, is to be replaced."""
         if self.replace is None:
             return True
+        follow = self._writes_through(seen)
         try:
-            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=follow)
         except FileNotFoundError:
             return True
-        return self.replace(path, seen, existing)
+        if self.replace(path, seen, existing):
+            return True
+        self._tell(path, "skipped")
+        return False
+
+    def _writes_through(self, seen: os.stat_result) -> bool:
+        """Whether a link at the destination is followed to copy this."""
+        renews = self.remove or self._keeps or self.link is not None
+        return self._has_contents(seen) and not renews
+
+    def _is_other(self, target: Target, name: bytes, from_fd: int, seen: os.stat_result) -> bool:
+        """Whether what is to be made is not there yet.
+
+        Raises SameFileError where the source is, or what it leads to.
+        """
+        what = relation(
+            (name, from_fd),
+            seen,
+            (name, target.fd()),
+            followed=self.follow,
+            link=self.link,
+            backup=self._keeps,
+            remove=self.remove,
+        )
+        if what is Relation.SAME:
+            raise same_file()
+        return what is Relation.OTHER
 
     def _begin(self, target: Target, name: bytes, source: Source) -> "_TreeFile":
         """Open the destination of a file."""
-        size = source.size or 0
+        size = 0 if self.attributes_only else source.size or 0
+        place: Place | None = None
         try:
+            remove = self.remove
+            if not (remove or self._keeps or target.created):
+                place, remove = self._behind_link(target, name)
             destination = Destination(
-                target.opened(),
-                name,
+                place.directory if place else target.opened(),
+                place.name if place else name,
                 source,
                 "never" if size <= SMALL else "auto",
                 self.block_size,
                 preserve=self.preserve,
-                mask=target.mask,
-                remove=self.remove,
-                wait=False,
+                mask=None if place else target.mask,
+                remove=remove,
+                backups=target.backups,
+                attributes_only=self.attributes_only,
+                wait=self.copy_contents,
                 force=self.force,
                 cancel=self.cancel,
             )
         except BaseException:
             source.close()
+            if place is not None:
+                place.directory.close()
             raise
-        transfer = _TreeFile(target, name, source, destination, self._file_sync, self.allow_changed)
+        transfer = _TreeFile(
+            target, name, source, destination, self._file_sync, self.allow_changed, place
+        )
         try:
-            if source.size is None:
+            if self.attributes_only:
+                pass
+            elif source.size is None:
+                transfer.streamed = True
                 block = self._stream_block
                 for size in stream.copy(source.fd, destination.fd, block, self.cancel):
                     transfer.bytes_read = transfer.bytes_written = size
@@ -625,12 +774,30 @@ class _TreeCopier:
         except BaseException:
             transfer.close()
             raise
-        if target.together and size <= SMALL and not destination.in_place:
+        if destination.in_place and "mode" in self.preserve and transfer.sync is Sync.FDATASYNC:
+            transfer.sync = Sync.FSYNC  # only the mode of a new file is synced with its data
+        if target.together and size <= SMALL and not (destination.in_place or place):
             transfer.sync, transfer.waits = Sync.NONE, True
         transfer.size = size
         target.waiting += 1
         self._open.add(transfer)
         return transfer
+
+    def _behind_link(self, target: Target, name: bytes) -> tuple[Place | None, bool]:
+        """Where a link leads that has the name, if one has, and whether to remove that instead."""
+        fd = target.fd()
+        try:
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None, False
+        if not stat.S_ISLNK(found.st_mode):
+            return None, False
+        if "links" in self.preserve and not self.attributes_only:
+            with suppress(FileNotFoundError):  # a dangling link, refused below
+                led_to = os.stat(name, dir_fd=fd)
+                if led_to.st_nlink > 1 and not stat.S_ISDIR(led_to.st_mode):
+                    return None, True  # as cp, to leave what is linked to alone
+        return Place.behind(target.opened(), name), False
 
     def _link(self, source: Identity, target: Target, name: bytes, path: bytes) -> bool:
         """Give a file that is copied already, or on its way, another name; whether it is."""
@@ -640,17 +807,23 @@ class _TreeCopier:
             return True
         if (copied := self._copied.get(source)) is None:
             return False
-        flags = os.O_PATH | os.O_NOFOLLOW
+        flags = os.O_PATH if self.follow else os.O_PATH | os.O_NOFOLLOW
         with operation("link"), File.open_far(copied[0], flags) as file:
             found = os.fstat(file.fileno())
             if copied[1] != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
-            self._link_to(file.fileno(), target, name, found)
+            self._link_to(file.fileno(), target, name, path, found)
         return True
 
-    def _link_to(self, fd: int, target: Target, name: bytes, found: os.stat_result) -> None:
-        link_node(fd, found, target.fd(), name)
-        self.files += 1
+    def _link_to(
+        self, fd: int, target: Target, name: bytes, path: bytes, found: os.stat_result
+    ) -> None:
+        if stat.S_ISREG(found.st_mode) and not (target.created or self.remove or self._keeps):
+            with suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.stat(name, dir_fd=target.fd()).st_mode):
+                    raise fail(EISDIR, "cannot overwrite a directory with what is none")
+        replaced = link_node(fd, found, target.fd(), name, backups=target.backups)
+        self._count(path, "hard-link", replaced or Replaced())
 
     # --- what the engine gives back ---
 
@@ -738,6 +911,10 @@ class _TreeCopier:
     def _batch_placed(self, batch: Batch) -> None:
         for index, error in batch.failures():
             self._failed(batch.where(index).directory.join(batch.name(index)), error)
+        if self.on_entry is not None:
+            for index, read in batch.copied():
+                path = batch.where(index).directory.join(batch.name(index))
+                self._tell(path, "plain" if self._context.plain or not read else "aio-buffered")
         self.files += batch.placed
         self.bytes += batch.size
         self._moved += batch.size
@@ -752,11 +929,7 @@ class _TreeCopier:
         try:
             if transfer.failed:
                 raise what_stopped(transfer)
-            transfer.destination.commit(flush=transfer.target.flush)
-            self.files += 1
-            self.bytes += transfer.size
-            if transfer.identity is not None:
-                self._link_others(transfer, transfer.identity)
+            self._put_in_place(transfer)
         except OSError as error:
             self._failed(transfer.path, error)
             for _, _, path in transfer.other_names:
@@ -770,18 +943,39 @@ class _TreeCopier:
         for target, _, _ in transfer.other_names:
             self._arrived(target)
 
-    def _link_others(self, transfer: "_TreeFile", source: Identity) -> None:
+    def _put_in_place(self, transfer: "_TreeFile") -> None:
+        destination = transfer.destination
+        destination.commit(flush=transfer.target.flush)
+        if transfer.place is not None and self.sync and not destination.in_place:
+            sync_directory(transfer.place.directory, transfer.place.readable)
+        self.files += 1
+        self.bytes += transfer.size
+        if self.on_entry is not None:
+            method = rung(transfer, self._context, transfer.streamed)
+            if self.attributes_only:
+                method = "attributes"
+            self._tell(transfer.path, method, destination.removes, destination.backup)
+        if transfer.identity is None:
+            return
+        if transfer.place is None or self.follow:
+            self._link_others(transfer, transfer.identity, destination.fd)
+        else:  # the link is what gets another name
+            flags = os.O_PATH | os.O_NOFOLLOW
+            with File.open(transfer.name, flags, dir_fd=transfer.target.fd()) as link:
+                self._link_others(transfer, transfer.identity, link.fileno())
+
+    def _link_others(self, transfer: "_TreeFile", source: Identity, fd: int) -> None:
         """Link the names of a file that came while it was in flight, those furthest down first:
         the way up to a parked directory begins at the one before, and no more than these two are
         open."""
-        found = os.fstat(transfer.destination.fd)
+        found = os.fstat(fd)
         self._remember(source, transfer.target, transfer.name, found)
         before: Target | None = None
         names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
         for target, name, path in names:
             parked = target.file.fileno() < 0
             try:
-                self._link_to(transfer.destination.fd, target, name, found)
+                self._link_to(fd, target, name, path, found)
             except OSError as error:
                 self._failed(path, error)
             if parked:
@@ -820,12 +1014,39 @@ class _TreeCopier:
             target.let_go()
         return target.parent
 
+    def _count(
+        self, path: bytes, method: str, replaced: Replaced, *, is_link: bool = False
+    ) -> None:
+        """Count, and tell of, what was made at once."""
+        if is_link:
+            self.links += 1
+        elif method == "special":
+            self.specials += 1
+        else:
+            self.files += 1
+        self._tell(path, method, replaced.existed, replaced.backup)
+
+    def _tell(
+        self, path: bytes, method: str, existed: bool = False, backup: bytes | None = None
+    ) -> None:
+        if self.on_entry is None:
+            return
+        source, destination = self._both(path)
+        kept = None
+        if backup is not None:
+            kept = os.fsdecode(os.path.join(os.path.dirname(os.fsencode(destination)), backup))
+        self.on_entry(Outcome(source, destination, method, kept, existed and backup is None))
+
+    def _both(self, path: bytes) -> tuple[str, str]:
+        """The names of an entry on both sides."""
+        source, destination = (os.path.join(name, path) if path else name for name in self.names)
+        return os.fsdecode(source), os.fsdecode(destination)
+
     def _failed(self, path: bytes, error: BaseException) -> None:
         """Take down what was not copied."""
         if not isinstance(error, OSError):
             raise error
-        source, destination = (os.path.join(name, path) if path else name for name in self.names)
-        error.filename, error.filename2 = os.fsdecode(source), os.fsdecode(destination)
+        error.filename, error.filename2 = self._both(path)
         self.errors.append(error)
         if self.on_error is not None:
             self.on_error(error)

@@ -15,16 +15,19 @@ PACKAGE = Path(aiocp.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"arguments", "operands"},
-    {"progress"},
+    {"request"},
+    {"options", "operands"},
+    {"arguments", "parents", "progress"},
     {"__init__"},
     {"tree_copier"},
-    {"batch", "nodes", "target"},
+    {"batch", "target"},
     {"copier"},
+    {"link"},
     {"transfer"},
-    {"destination"},
+    {"destination", "nodes"},
+    {"backup", "place"},
     {"source", "metadata", "context", "tree"},
-    {"engine", "direct", "stream"},
+    {"engine", "direct", "stream", "existing", "outcome", "quoting"},
     {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]
@@ -32,8 +35,9 @@ LAYERS = [
 
 def test_public_names() -> None:
     """What `from aiocp import ...` gives is a promise; a change of it is a decision."""
-    names = ["Cancelled", "CopyResult", "SourceChanged", "TreeResult", "copy_file", "copy_tree"]
-    assert names == sorted(aiocp.__all__)
+    results = ["CopyResult", "Outcome", "TreeResult"]
+    names = ["Cancelled", "SourceChanged", "copy_file", "copy_tree"]
+    assert sorted(results + names) == sorted(aiocp.__all__)
     assert all(hasattr(aiocp, name) for name in aiocp.__all__)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from aiocp.cli import Exit, parse_size
+from aiocp.cli import Exit
+from aiocp.options import parse_size
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-m", "aiocp"]
@@ -61,7 +62,7 @@ def test_json_is_one_object_a_file(source: Path, tmp_path: Path) -> None:
     """With the fields of CopyResult, and nothing else on stdout."""
     (tmp_path / "directory").mkdir()
     (tmp_path / "empty").touch()
-    done = aiocp("source", "empty", "directory", "--json", "-v", cwd=tmp_path)
+    done = aiocp("source", "empty", "directory", "--json", "--debug", cwd=tmp_path)
     first, second = map(json.loads, done.stdout.splitlines())
     assert ("source", "directory/source", 3 * MIB + 777) == (
         first["source"],
@@ -73,10 +74,33 @@ def test_json_is_one_object_a_file(source: Path, tmp_path: Path) -> None:
     assert "MB/s" in done.stderr
 
 
-def test_verbose_says_how(source: Path, tmp_path: Path) -> None:
-    done = aiocp("source", "copy", "-v", "--direct", "never", cwd=tmp_path)
-    assert "'source' -> 'copy'" in done.stdout
-    assert "aio-buffered, 4 of 64 in flight, synced" in done.stdout
+def test_verbose_names_what_is_copied(source: Path, tmp_path: Path) -> None:
+    """As cp does, and nothing else."""
+    done = aiocp("source", "copy", "-v", cwd=tmp_path)
+    assert (0, "'source' -> 'copy'\n", "") == (done.returncode, done.stdout, done.stderr)
+
+
+def test_debug_says_how(source: Path, tmp_path: Path) -> None:
+    """Of each file, and of each operand as a whole."""
+    done = aiocp("source", "copy", "--debug", "--direct", "never", cwd=tmp_path)
+    line, summary = done.stdout.splitlines()
+    assert line == "'source' -> 'copy': aio-buffered"
+    assert summary.startswith("  3,146,505 bytes in ")
+    assert summary.endswith("aio-buffered, 4 of 64 in flight, synced")
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "small").write_bytes(b"small")
+    (tmp_path / "tree" / "link").symlink_to("small")
+    done = aiocp("-r", "--debug", "tree", "new", cwd=tmp_path)
+    *lines, summary = done.stdout.splitlines()
+    assert {
+        "'tree' -> 'new': directory",
+        "'tree/link' -> 'new/link': special",
+        "'tree/small' -> 'new/small': plain",
+    } == {*lines}
+    counts = "  1 files, 1 directories, 1 links, 0 special files, 5 bytes in "
+    assert summary.startswith(counts)
+    done = aiocp("--update=none", "--debug", "source", "copy", cwd=tmp_path)
+    assert (0, "skipped 'copy'\n") == (done.returncode, done.stdout)
 
 
 def test_standard_output_can_be_the_destination(source: Path, tmp_path: Path) -> None:
@@ -157,6 +181,24 @@ def test_progress_can_be_asked_for_and_forbidden(source: Path, tmp_path: Path) -
         ([], "missing argument"),
         (["source", "copy", "--nonsense"], "no such option: --nonsense"),
         (["source", "source", "copy"], "target 'copy' is not a directory"),
+        (["-ls", "source", "copy"], "cannot make both hard and symbolic links"),
+        (["-bn", "source", "copy"], "--backup excludes -n, --update=none and"),
+        (["-b", "--update=none", "source", "copy"], "--backup excludes"),
+        (["-b", "--update=none-fail", "source", "copy"], "--backup excludes"),
+        (
+            ["--backup=some", "source", "copy"],
+            "'--backup': takes none, simple, existing, numbered,",
+        ),
+        (["--backup=n", "source", "copy"], "'--backup': takes none, simple, existing, numbered,"),
+        (["--update=some", "source", "copy"], "'--update': takes all, none, none-fail, older, not"),
+        (["--preserve=some", "source", "copy"], "'--preserve': takes context, links, mode, owner"),
+        (["--parents", "source", "copy"], "with --parents, the destination must be a directory"),
+        (["--parents", "-T", "source", "."], "with --parents, the destination must be a directory"),
+        (["--in-place", "-b", "source", "copy"], "--in-place excludes --backup"),
+        (["--in-place", "-l", "source", "copy"], "--in-place excludes --backup"),
+        (["--preserve=context", "source", "copy"], "cannot preserve a security context"),
+        (["-S", "~"], "missing argument"),
+        (["source", "-S"], "missing argument"),
     ],
 )
 def test_usage_error(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -180,6 +222,7 @@ def test_usage_error(source: Path, tmp_path: Path, arguments: list[str], message
         ("source", "source/copy", "open destination: Not a directory"),
         ("", "copy", "open source: No such file or directory"),
         ("bad\nname\udcff", "copy", "open source: No such file or directory"),
+        ("it's", "copy", "open source: No such file or directory"),
     ],
 )
 def test_error_is_one_line(
@@ -189,7 +232,8 @@ def test_error_is_one_line(
     done = aiocp(source_name, destination_name, cwd=tmp_path)
     assert Exit.NOT_COPIED == done.returncode
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith(f"aiocp: cannot copy {source_name!r} to ")
+    name = {"bad\nname\udcff": r"'bad'$'\n''name'$'\377'", "it's": '"it\'s"'}.get(source_name)
+    assert done.stderr.startswith(f"aiocp: cannot copy {name or repr(source_name)} to ")
     assert reason in done.stderr
     assert os.listdir(tmp_path) == ["source"]
 

@@ -17,7 +17,7 @@ import pytest
 
 import aiocp
 from aiocp import Cancelled, context, copy_file, copy_tree
-from aiocp.destination import Destination, temporary_name
+from aiocp.destination import Destination
 from trees import differences
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -170,7 +170,7 @@ def test_keyboard_interrupt_at_any_bytecode_of_a_tree(tmp_path: Path, samples: i
 
 
 def _create_named(self: Destination) -> Any:
-    from aiocp.linux import File
+    from aiocp.linux import File, temporary_name
 
     directory = self.directory.fileno()
     return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)

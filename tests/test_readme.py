@@ -1,10 +1,15 @@
 """What the README says is true."""
 
+import inspect
+import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 import aiocp
 
@@ -49,6 +54,20 @@ def test_the_library_example_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert " True " in done.stdout
     assert (tmp_path / "disk.img").read_bytes() == b"x" * 10_000
+
+
+@pytest.mark.parametrize("function", [aiocp.copy_file, aiocp.copy_tree])
+def test_every_argument_is_listed(function: Callable[..., object]) -> None:
+    """With its default, but where that is a number of bytes."""
+    (listed,) = re.findall(rf"`{function.__name__}\((.*?)\)`", README, re.DOTALL)
+    parameters = inspect.signature(function).parameters.values()
+    expected = ["src", "dst", "*"]
+    for one in parameters:
+        if one.kind is one.KEYWORD_ONLY:
+            default = "..." if one.name == "block_size" else json.dumps(one.default)
+            values = {"null": "None", "true": "True", "false": "False", "[]": "()"}
+            expected.append(f"{one.name}={values.get(default, default)}")
+    assert expected == [word.strip() for word in " ".join(listed.split()).split(", ")]
 
 
 def test_every_field_of_the_result_is_listed() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiocp import SourceChanged, copy_file, destination
+from aiocp import SourceChanged, copy_file, place
 from aiocp import source as source_module
 from aiocp.destination import Destination
 from aiocp.linux import File
@@ -431,7 +431,7 @@ def test_a_link_that_changes_after_it_was_followed(
     copy, target = directory / "copy", directory / "target"
     target.write_bytes(OLD)
     copy.symlink_to(target)
-    resolve = destination._resolve
+    resolve = place._resolve
 
     def resolve_and_change(path: bytes) -> tuple[bytes, bool]:
         resolved = resolve(path)
@@ -439,7 +439,7 @@ def test_a_link_that_changes_after_it_was_followed(
         copy.symlink_to(victim)
         return resolved
 
-    monkeypatch.setattr(destination, "_resolve", resolve_and_change)
+    monkeypatch.setattr(place, "_resolve", resolve_and_change)
     copy_file(source, copy)
     assert target.read_bytes() == NEW
     assert victim.read_bytes() == b"precious"

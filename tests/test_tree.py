@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from aiocp import Cancelled, copy_tree, tree_copier
-from aiocp.destination import Destination, temporary_name
-from aiocp.linux import File, sync_filesystem
+from aiocp import Cancelled, copy_file, copy_tree, tree_copier
+from aiocp.destination import Destination
+from aiocp.linux import File, sync_filesystem, temporary_name
+from aiocp.outcome import Outcome
+from crash import disk
 from faults import as_nobody, in_child, refuse_tmpfile
 from filesystems import scratch_directory
 from trees import KIB, MIB, differences, make_tree, snapshot
@@ -406,3 +409,161 @@ def test_a_directory_that_cannot_be_told_of_after_its_sync(
     monkeypatch.setattr(tree_copier, "assert_durable", shut_down)
     with pytest.raises((ExceptionGroup, OSError)):
         copy_tree(tmp_path / "source", tmp_path / "copy")
+
+
+# --- instead of all that is in a tree ------------------------------------------------------------
+
+
+def test_attributes_only(tmp_path: Path) -> None:
+    """What is there keeps its contents and gets the source's attributes; what is new is empty."""
+    for name in ("source", "copy"):
+        (tmp_path / name / "d").mkdir(parents=True)
+        (tmp_path / name / "d" / "file").write_text(name * 100_000)
+    (tmp_path / "source" / "fresh").write_bytes(b"x" * MIB)
+    for name in ("d/file", "fresh", "d"):
+        (tmp_path / "source" / name).chmod(0o751)
+        os.utime(tmp_path / "source" / name, (1, 10**9))
+    before = (tmp_path / "copy" / "d" / "file").stat()
+    told: list[Outcome] = []
+    result = copy_tree(
+        tmp_path / "source",
+        tmp_path / "copy",
+        attributes_only=True,
+        preserve=["mode", "timestamps"],
+        on_entry=told.append,
+    )
+    after = (tmp_path / "copy" / "d" / "file").stat()
+    assert (tmp_path / "copy" / "d" / "file").read_text() == "copy" * 100_000
+    assert (before.st_ino, 0o751, 10**9) == (after.st_ino, after.st_mode & 0o777, after.st_mtime)
+    fresh = (tmp_path / "copy" / "fresh").stat()
+    assert (0, 0o751, 10**9) == (fresh.st_size, fresh.st_mode & 0o777, fresh.st_mtime)
+    assert (2, 0, True) == (result.files, result.bytes, result.synced)
+    assert ["attributes", "attributes"] == [one.method for one in told]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("way", ["tree", "file", "in place"])
+@pytest.mark.parametrize("fstype", ["ext4", "xfs"])
+def test_attributes_are_on_the_disk(fstype: str, way: str, tmp_path: Path) -> None:
+    """The mode alone, too, which the sync of a file's data leaves out."""
+    (tmp_path / "source").mkdir()
+    file = tmp_path / "source" / "file"
+    file.write_bytes(b"new")
+    file.chmod(0o751)
+    with disk(fstype, "shutdown") as target:
+        copy = target.mount_point / "copy" / "file"
+        copy.parent.mkdir()
+        copy.write_bytes(b"old")
+        copy.chmod(0o600)
+        if way == "in place":
+            (target.mount_point / "other").hardlink_to(copy)
+        target.sync()
+        if way == "tree":
+            copy_tree(file.parent, copy.parent, attributes_only=True, preserve="mode")
+        else:
+            copy_file(file, copy, attributes_only=way == "file", preserve="mode")
+        target.cut()
+        target.restart()
+        assert copy.stat().st_mode & 0o777 == 0o751
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_copy_contents(tmp_path: Path, there: bool) -> None:
+    """What comes out of a FIFO until it is closed, into a new file or a FIFO that is there."""
+    (tmp_path / "source").mkdir()
+    os.mkfifo(tmp_path / "source" / "fifo")
+    (tmp_path / "source" / "link").symlink_to("fifo")
+    (tmp_path / "source" / "zero").symlink_to("/dev/zero")
+    data = b"piped" * 100_000
+    write = threading.Thread(target=(tmp_path / "source" / "fifo").write_bytes, args=(data,))
+    read: list[bytes] = []
+    if there:
+        (tmp_path / "copy").mkdir()
+        os.mkfifo(tmp_path / "copy" / "fifo")
+        reader = threading.Thread(
+            target=lambda: read.append((tmp_path / "copy" / "fifo").read_bytes())
+        )
+        reader.start()
+    write.start()
+    result = copy_tree(tmp_path / "source", tmp_path / "copy", copy_contents=True)
+    write.join()
+    if there:
+        reader.join()
+    else:
+        read.append((tmp_path / "copy" / "fifo").read_bytes())
+    assert [data] == read
+    assert (1, 2, 0) == (result.files, result.links, result.specials)
+
+
+@pytest.mark.parametrize("text", ["elsewhere", "{top}/elsewhere", "chain"])
+def test_keep_directory_symlink(tmp_path: Path, text: str) -> None:
+    """A link to a directory at the destination is one; otherwise it is in the way."""
+    (tmp_path / "source" / "d" / "sub").mkdir(parents=True)
+    (tmp_path / "source" / "d" / "sub" / "file").write_bytes(b"file")
+    (tmp_path / "copy" / "elsewhere").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "copy" / "chain").symlink_to("elsewhere")
+    (tmp_path / "copy" / "d").symlink_to(text.format(top=tmp_path))
+    (error,) = group_of(lambda: copy_tree(tmp_path / "source", tmp_path / "copy"))
+    assert errno.ENOTDIR == error.errno
+    copy_tree(tmp_path / "source", tmp_path / "copy", keep_directory_symlink=True)
+    assert (tmp_path / "copy" / "d").is_symlink()
+    assert (tmp_path / "copy" / "d" / "sub" / "file").read_bytes() == b"file"
+    (tmp_path / "copy" / "d").unlink()
+    for way in ("nowhere", "../source/d/sub/file"):  # no directories
+        (tmp_path / "copy" / "d").symlink_to(way)
+        assert group_of(
+            lambda: copy_tree(tmp_path / "source", tmp_path / "copy", keep_directory_symlink=True)
+        )
+        (tmp_path / "copy" / "d").unlink()
+
+
+def test_keep_directory_symlink_in_depth(tmp_path: Path) -> None:
+    """More levels than are kept open otherwise, on both sides of a link."""
+    deep = "/".join(["d"] * 100)
+    (tmp_path / "source" / deep).mkdir(parents=True)
+    for i in range(1, 101, 9):
+        (tmp_path / "source" / "/".join(["d"] * i) / "file").write_text(str(i))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "copy" / "/".join(["d"] * 50)).mkdir(parents=True)
+    (tmp_path / "copy" / "/".join(["d"] * 51)).symlink_to(tmp_path / "elsewhere")
+    copy_tree(tmp_path / "source", tmp_path / "copy", keep_directory_symlink=True)
+    for i in range(1, 101, 9):
+        assert (tmp_path / "copy" / "/".join(["d"] * i) / "file").read_text() == str(i)
+    assert (tmp_path / "elsewhere" / "d").is_dir()
+
+
+def test_every_entry_is_told_of(source: Path, tmp_path: Path) -> None:
+    """Once each when it is in place, with what it took; nothing of what failed."""
+    told: list[Outcome] = []
+
+    def tell(outcome: Outcome) -> None:
+        assert os.path.lexists(outcome.destination)
+        told.append(outcome)
+
+    result = copy_tree(source, tmp_path / "copy", preserve="links", on_entry=tell)
+    paths = [os.fsdecode(path).lstrip("/") or "." for path in snapshot(source)]
+    assert sorted(paths) == sorted(os.path.relpath(one.source, source) for one in told)
+    assert all(
+        os.path.relpath(one.source, source) == os.path.relpath(one.destination, tmp_path / "copy")
+        for one in told
+    )
+    methods = Counter(one.method for one in told)
+    assert (result.directories, result.links + result.specials) == (
+        methods.pop("directory"),
+        methods.pop("special"),
+    )
+    assert result.files == methods.total()
+    assert methods.keys() <= {"aio-direct", "aio-buffered", "plain", "stream", "hard-link"}
+    told.clear()
+    (tmp_path / "copy" / "wide" / "7").unlink()
+    (tmp_path / "copy" / "wide" / "7").mkdir()
+    result = copy_tree(
+        source,
+        tmp_path / "copy",
+        replace=lambda path, seen, existing: not path.startswith(b"wide/"),
+        on_entry=tell,
+    )
+    skipped = [one for one in told if one.method == "skipped"]
+    assert len(os.listdir(source / "wide")) == len(skipped)
+    assert [] == [one for one in told if one.method == "directory"]

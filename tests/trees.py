@@ -276,6 +276,24 @@ def differences(one: Path, two: Path, options: str = "-naciHAXS") -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+RECENT = 1_600_000_000  # what is older was given its time by a test, or by a copy that keeps it
+
+
+def everything(top: Path) -> dict[bytes, tuple[object, ...]]:
+    """Every path below `top` with all that cp can keep of it, of the times those that are old."""
+    found = {}
+    for path, rest in snapshot(top).items():
+        status = os.lstat(os.fsencode(top) + path)
+        when = status.st_mtime_ns if status.st_mtime < RECENT else "new"
+        named = os.fsencode(top) + path
+        xattrs = [
+            (name, os.getxattr(named, name, follow_symlinks=False))
+            for name in os.listxattr(named, follow_symlinks=False)
+        ]
+        found[path] = (*rest, status.st_uid, status.st_gid, when, sorted(xattrs))
+    return found
+
+
 def snapshot(top: Path) -> dict[bytes, tuple[object, ...]]:
     """Every path below `top` with what cp -r keeps of it: kind, mode, size or text, contents."""
     found: dict[bytes, tuple[object, ...]] = {}
