@@ -96,6 +96,13 @@ class Context:
         """Put `padding` into the slot's block at `start`."""
         self._slots.buffer(slot, start, len(padding))[:] = padding
 
+    def next_data(self, slot: int, start: int, stop: int, unit: int) -> tuple[int, int]:
+        """The first stretch of the slot's block, from `start` up to `stop`, whose units of `unit`
+        bytes are none of them all zeroes: where it starts and stops, both `stop` if there is none.
+        """
+        start = self._slots.skip(slot, start, stop, unit, 1)
+        return start, self._slots.skip(slot, start, stop, unit, 0)
+
     def buffer(self, slot: int) -> memoryview:
         """The memory of a slot's block."""
         return memoryview(self._slots.buffer(slot, 0, self.block_size))
