@@ -103,10 +103,12 @@ def _depth(text: str) -> int:
     return depth
 
 
-def _direct(text: str) -> str:
-    if text not in HOW:
+def _how(text: str) -> str:
+    """One of the three values of several options, or what abbreviates it."""
+    found = [how for how in HOW if how.startswith(text)]
+    if len(found) != 1:
         raise typer.BadParameter(f"takes {', '.join(HOW)}, not {text!r}")
-    return text
+    return found[0]
 
 
 def _version(wanted: bool) -> None:
@@ -245,7 +247,17 @@ def aiocp(
             "O_DIRECT: auto (where possible), always, never.",
             "--direct",
             metavar="HOW",
-            parser=_direct,
+            parser=_how,
+        ),
+    ] = HOW[0],
+    sparse: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Holes: auto (where SRC has them), always (for zeroes too), never.",
+            "--sparse",
+            metavar="WHEN",
+            parser=_how,
         ),
     ] = HOW[0],
     sync: Annotated[
@@ -309,6 +321,7 @@ def aiocp(
             common={
                 "depth": depth,
                 "block_size": block_size,
+                "sparse": sparse,
                 "sync": sync,
                 "allow_changed": allow_changed,
                 "remove_destination": remove_destination,
@@ -438,8 +451,10 @@ def _described(result: "Result") -> Iterator[str]:
     )
     if isinstance(result, CopyResult):
         yield names
+        holes = f", {result.holes:,} of them holes," if result.holes else ""
         yield (
-            f"  {result.size:,} bytes in {result.elapsed:.3f} s, {result.rate / 1e6:,.0f} MB/s,"
+            f"  {result.size:,} bytes{holes} in {result.elapsed:.3f} s,"
+            f" {result.rate / 1e6:,.0f} MB/s,"
             f" {result.method}, {how}"
         )
         for note in result.notes:

@@ -15,6 +15,7 @@ from aiocp import direct, engine, stream
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination, Place
 from aiocp.errors import Cancel, Cancelled, fail, look, operation
+from aiocp.extents import Sparse
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
 from aiocp.source import Source
@@ -40,7 +41,8 @@ class CopyResult:
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
     `rate` in bytes per second. `method` is the rung that carried the data: "aio-direct" (O_DIRECT
     on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write).
-    `notes` says what could not be had as asked, and why.
+    `holes` are bytes that were not written because the copy has holes there: with `bytes_written`
+    they are `size`. `notes` says what could not be had as asked, and why.
     """
 
     source: str
@@ -48,6 +50,7 @@ class CopyResult:
     size: int
     bytes_read: int
     bytes_written: int
+    holes: int
     method: str
     depth: int
     peak_in_flight: int
@@ -68,6 +71,7 @@ def copy_file(
     depth: int = DEFAULT_DEPTH,
     block_size: int = DEFAULT_BLOCK_SIZE,
     direct: direct.Direct = "auto",
+    sparse: Sparse = "auto",
     sync: bool = True,
     in_place: bool = False,
     allow_changed: bool = False,
@@ -86,6 +90,8 @@ def copy_file(
         block_size: bytes per block, a multiple of 4096; memory is depth x block_size.
         direct: "auto" takes O_DIRECT where it is possible, "always" fails where it is not, "never"
             copies through the page cache.
+        sparse: "auto" makes holes where the source has them, "always" also of its blocks of zeroes,
+            "never" writes everything.
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
@@ -109,12 +115,13 @@ def copy_file(
     """
     check_depth(depth)
     check_block_size(block_size)
-    if direct not in ("auto", "always", "never"):
-        raise ValueError(f"direct must be 'auto', 'always' or 'never', not {direct!r}")
+    check_when("direct", direct)
+    check_when("sparse", sparse)
     copier = Copier(
         depth,
         block_size,
         direct,
+        sparse,
         sync,
         in_place,
         allow_changed,
@@ -149,6 +156,12 @@ def check_block_size(block_size: int) -> None:
         )
 
 
+def check_when(name: str, when: str) -> None:
+    """Raise ValueError unless this is one of the three that several arguments take."""
+    if when not in ("auto", "always", "never"):
+        raise ValueError(f"{name} must be 'auto', 'always' or 'never', not {when!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Copier:
     """How to copy; `copy` does it."""
@@ -156,6 +169,7 @@ class Copier:
     depth: int
     block_size: int
     direct: direct.Direct
+    sparse: Sparse
     sync: bool
     in_place: bool
     allow_changed: bool
@@ -201,7 +215,7 @@ class Copier:
                 self._fill(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
-                started = destination.grown or transfer.bytes_read or streamed
+                started = destination.touched or transfer.bytes_read or streamed
                 if destination.in_place and destination.seekable and started:
                     _say_incomplete(error)
                 raise
@@ -220,6 +234,7 @@ class Copier:
             size=transfer.size,
             bytes_read=transfer.bytes_read,
             bytes_written=transfer.bytes_written,
+            holes=transfer.holes,
             method=_method(transfer, context, streamed),
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
@@ -239,22 +254,23 @@ class Copier:
         if source.size is None or not destination.seekable:
             self._stream(transfer, context)
         else:
-            destination.size(source.size)
-            transfer.size = source.size
-            transfer.extents = [(0, source.size)]
-        self._run(context, transfer, self.cancel)
+            transfer.lay_out(self.sparse)
+        self._run(context, transfer, self.cancel, transfer.size)
 
     def _run(
-        self, context: Context, transfer: engine.Transfer, cancel: Cancel | None = None
+        self,
+        context: Context,
+        transfer: engine.Transfer,
+        cancel: Cancel | None = None,
+        total: int = 0,
     ) -> None:
         """Drive one transfer to its end; raise what stopped it."""
-        total = sum(length for _, length in transfer.extents)
-        reported = 0
+        reported = transfer.bytes_written + transfer.holes
         for _ in engine.Engine(context, [transfer]).run():
             look(cancel)
-            if self.progress is not None and transfer.bytes_written != reported:
-                reported = transfer.bytes_written
-                self.progress(reported, total)
+            if (done := transfer.bytes_written + transfer.holes) != reported:
+                reported = done
+                self._report(done, total)
         if transfer.failed:
             raise what_stopped(transfer)
 
@@ -267,11 +283,19 @@ class Copier:
         if transfer.write_direct:
             direct.switch_off(transfer.write_fd)
         total = transfer.source.size or 0
+        data: stream.Data | None = None
+        if self.sparse == "always" and transfer.destination.regular:
+            transfer.leave_zeroes_out(0)
+            data = _data(transfer, context)
         block = context.buffer(0)
-        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel):
-            transfer.size = transfer.bytes_read = transfer.bytes_written = done
-            if self.progress is not None:
-                self.progress(done, total)
+        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel, data):
+            transfer.size = transfer.bytes_read = done
+            transfer.bytes_written = done - transfer.holes
+            self._report(done, total)
+
+    def _report(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
 
     def _sync_directory(self, context: Context, place: Place, destination: Destination) -> None:
         """Have the new name on the disk."""
@@ -288,6 +312,17 @@ class Copier:
         except OSError as error:
             error.strerror = f"its name is not durable: {error.strerror}"
             raise
+
+
+def _data(transfer: FileTransfer, context: Context) -> stream.Data:
+    """What finds the stretches of slot 0 that are to be written, and counts the holes between."""
+
+    def data(start: int, stop: int) -> tuple[int, int]:
+        found = context.next_data(0, start, stop, transfer.hole_unit)
+        transfer.holes += found[0] - start
+        return found
+
+    return data
 
 
 def _say_incomplete(error: OSError | Cancelled) -> None:

@@ -7,6 +7,7 @@ file, a device, a FIFO, an owner that we may not give to a new file) is written 
 
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from errno import (
     EBUSY,
@@ -22,8 +23,9 @@ from errno import (
 from typing import Self
 
 from aiocp import direct, metadata, stream
-from aiocp.errors import Cancel, fail, operation
-from aiocp.linux import File, allocate
+from aiocp.engine import Extent
+from aiocp.errors import Cancel, fail, look, operation
+from aiocp.linux import File, allocate, punch
 from aiocp.source import Source
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
@@ -69,8 +71,9 @@ _LINKABLE: list[int] = []  # not empty once an unnamed file was found to have a 
 class Destination:
     """A destination opened for writing.
 
-    `in_place` tells that its bytes are changed under its name, `grown` that `size` has made
-    it longer. `alignment` is 0 for buffered writes, `seekable` False for what only takes a stream.
+    `in_place` tells that its bytes are changed under its name, `touched` that some of it was
+    changed before the first write. `alignment` is 0 for buffered writes, `seekable` False for what
+    only takes a stream.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Destination:
         self.file = self._old = _CLOSED
         self.directory, self.name = directory, name
         self.in_place = in_place
-        self.grown = False
+        self.touched = False
         self._force, self._cancel = force, cancel
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove
@@ -152,7 +155,7 @@ class Destination:
         self = cls.__new__(cls)
         self.file = self._old = _CLOSED
         self.directory, self.name = directory, name
-        self.in_place = self.grown = self.replaces = self._force = False
+        self.in_place = self.touched = self.replaces = self._force = False
         self.regular = self.seekable = self._exact = True
         self.alignment = 0
         self._preserve, self._mask, self._cancel = preserve, None, None
@@ -252,14 +255,12 @@ class Destination:
         Raises OSError ENOSPC, EDQUOT, EFBIG. A direct write that extends a file is done inside
         io_submit, one after another.
         """
+        if not self.regular:
+            return
         with operation("allocate"):
-            if not self.regular:
-                return
-            unit = self.alignment or 1
-            padded = -(-length // unit) * unit
-            before = os.fstat(self.fd).st_size
+            padded, before = self._padded(length), os.fstat(self.fd).st_size
             try:
-                allocate(self.fd, padded)
+                allocate(self.fd, 0, padded)
             except OSError as error:
                 if error.errno != EOPNOTSUPP:
                     if os.fstat(self.fd).st_size > before:  # ext4 keeps what it could reserve
@@ -267,7 +268,44 @@ class Destination:
                     raise
                 if before < padded:
                     os.ftruncate(self.fd, padded)
-            self.grown = before < padded
+            self.touched = before < padded
+
+    def make_hole(self, length: int) -> None:
+        """Be nothing but a hole of `length` bytes, into which data is to be written."""
+        with operation("truncate"):
+            if self.in_place:
+                os.ftruncate(self.fd, 0)
+                self.touched = True
+            os.ftruncate(self.fd, self._padded(length))
+
+    def reserve(self, data: Iterable[Extent]) -> None:
+        """Reserve space for extents in a hole: a full disk shows now. Raises OSError as `size`.
+
+        Before the first write, because fallocate(2) waits for all direct I/O on the file.
+        """
+        with operation("allocate"):
+            for start, length in data:
+                look(self._cancel)
+                try:
+                    allocate(self.fd, start, length)
+                except OSError as error:
+                    if error.errno != EOPNOTSUPP:
+                        raise
+                    return
+
+    def punch(self, offset: int, length: int) -> bool:
+        """Have zeroes there without writing them; whether that is possible."""
+        try:
+            punch(self.fd, offset, length)
+        except OSError:  # if it is no refusal, the writing of the zeroes will say it
+            return False
+        self.touched = True
+        return True
+
+    def _padded(self, length: int) -> int:
+        """To where the last direct write of `length` bytes goes."""
+        unit = self.alignment or 1
+        return -(-length // unit) * unit
 
     def finish(self, length: int, source: Source) -> None:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""

@@ -85,13 +85,27 @@ class File:
         self.close()
 
 
-def allocate(fd: int, length: int) -> None:
-    """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Reserve `length` bytes from `offset` on and have the file end there or later: fallocate(2).
 
     Raises OSError: ENOSPC at once where the space is missing, EOPNOTSUPP where the file system
     cannot (glibc's posix_fallocate would then write zeros, which is why it is not used).
     """
-    while (result := lib.file_allocate(fd, 0, 0, length)) == -_EINTR:
+    _fallocate(fd, 0, offset, length)
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file or a block device read as zeroes, without writing it.
+
+    Raises OSError from fallocate(2): EOPNOTSUPP where the file system or the device cannot, EINVAL
+    for a range that is no multiple of the device's sectors.
+    """
+    keep_size, punch_hole = 1, 2
+    _fallocate(fd, keep_size | punch_hole, offset, length)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    while (result := lib.file_allocate(fd, mode, offset, length)) == -_EINTR:
         pass
     _check(result)
 

@@ -28,10 +28,12 @@ from aiocp.copier import (
     StrPath,
     check_block_size,
     check_depth,
+    check_when,
 )
 from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
+from aiocp.extents import Sparse
 from aiocp.linux import File, close_may_fail, is_btrfs, sync_filesystem
 from aiocp.nodes import Identity, copy_node, identity, link_node
 from aiocp.source import Source
@@ -67,9 +69,10 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 class TreeResult:
     """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
 
-    Each error is an OSError with errno and both file names. `elapsed` is in seconds. `synced` tells
-    that everything copied is on the disk, `syncs` how often the whole file system was synced for
-    that, in place of single files: on Btrfs, where it is faster.
+    `holes` are bytes that were not written because the copies have holes there. Each error is an
+    OSError with errno and both file names. `elapsed` is in seconds. `synced` tells that everything
+    copied is on the disk, `syncs` how often the whole file system was synced for that, in place of
+    single files: on Btrfs, where it is faster.
     """
 
     source: str
@@ -79,6 +82,7 @@ class TreeResult:
     links: int
     specials: int
     bytes: int
+    holes: int
     errors: tuple[OSError, ...]
     depth: int
     peak_in_flight: int
@@ -93,6 +97,7 @@ def copy_tree(
     *,
     depth: int = DEFAULT_DEPTH,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    sparse: Sparse = "auto",
     preserve: Iterable[str] = (),
     follow_symlinks: bool = False,
     one_file_system: bool = False,
@@ -112,7 +117,7 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sync, allow_changed, remove_destination, force, cancel: as for
+        depth, block_size, sparse, sync, allow_changed, remove_destination, force, cancel: as for
             `copy_file`, for all files together; depth is less where RLIMIT_NOFILE does not allow
             two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
@@ -136,14 +141,16 @@ def copy_tree(
             `result` attribute is the TreeResult.
         OSError: where `src` cannot be opened or `dst` not be made.
         Cancelled: `cancel` was set; what was copied by then stays.
-        ValueError: depth, block_size or preserve out of range.
+        ValueError: as from `copy_file`.
     """
     check_depth(depth)
     check_block_size(block_size)
+    check_when("sparse", sparse)
     names = os.fsdecode(src), os.fsdecode(dst)
     copier = _TreeCopier(
         names=(os.fsencode(src), os.fsencode(dst)),
         block_size=block_size,
+        sparse=sparse,
         preserve=metadata.attributes(preserve),
         replace=replace,
         remove=remove_destination,
@@ -172,6 +179,7 @@ def copy_tree(
         links=copier.links,
         specials=copier.specials,
         bytes=copier.bytes,
+        holes=copier.holes,
         errors=tuple(copier.errors),
         depth=context.depth,
         peak_in_flight=context.peak_in_flight,
@@ -361,6 +369,7 @@ class _TreeCopier:
         *,
         names: tuple[bytes, bytes],
         block_size: int,
+        sparse: Sparse,
         preserve: frozenset[str],
         follow: bool,
         sync: bool,
@@ -375,10 +384,11 @@ class _TreeCopier:
     ) -> None:
         self.names = names
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
+        self.sparse = sparse
         self.sync, self.allow_changed = sync, allow_changed
         self.replace, self.remove, self.force, self.links_before = replace, remove, force, links
         self.on_error, self.progress, self.cancel = on_error, progress, cancel
-        self.files = self.directories = self.links = self.specials = self.bytes = 0
+        self.files = self.directories = self.links = self.specials = self.bytes = self.holes = 0
         self.errors: list[OSError] = []
         # names in place are durable with the directory's sync; the mode alone is with the data's
         self._attributes = preserve - {"links"}
@@ -431,7 +441,7 @@ class _TreeCopier:
                 look(self.cancel)
                 if transfer is not None:
                     self._ended(transfer)
-                    moved += transfer.bytes_written
+                    moved += transfer.bytes_written + transfer.holes
                     while self._begun:
                         engine.add(self._begun.popleft())
                 if self.progress is not None and moved != reported:
@@ -643,9 +653,7 @@ class _TreeCopier:
                 for size in stream.copy(source.fd, destination.fd, block, self.cancel):
                     transfer.bytes_read = transfer.bytes_written = size
             else:
-                if size > _SMALL:
-                    destination.size(size)
-                transfer.extents = [(0, size)]
+                transfer.lay_out(self.sparse, reserve=size > _SMALL)
         except BaseException:
             transfer.close()
             raise
@@ -725,6 +733,7 @@ class _TreeCopier:
             transfer.destination.commit(flush=transfer.target.flush)
             self.files += 1
             self.bytes += transfer.size
+            self.holes += transfer.holes
             found = os.fstat(transfer.destination.fd) if linked else None
             for target, name, path in transfer.other_names:
                 assert found is not None

@@ -23,7 +23,7 @@ LAYERS = [
     {"copier"},
     {"transfer"},
     {"destination"},
-    {"source", "metadata", "context", "tree"},
+    {"source", "metadata", "context", "tree", "extents"},
     {"engine", "direct", "stream"},
     {"slots", "libaio", "linux", "errors"},
     {"_libaio", "_linux"},
