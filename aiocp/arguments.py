@@ -15,7 +15,7 @@ from aiocp.metadata import ALL, ATTRIBUTES, DEFAULT_MODE, attributes
 _ATTRIBUTES = "mode,ownership,timestamps"
 
 # the value of a long option that is given without one
-OPTIONAL = {"--preserve": _ATTRIBUTES, "--update": "older"}
+OPTIONAL = {"--preserve": _ATTRIBUTES, "--update": "older", "--reflink": "always"}
 
 # what stands for other options
 MEANS = {

@@ -260,6 +260,16 @@ def aiocp(
             parser=_how,
         ),
     ] = HOW[0],
+    reflink: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Share SRC's blocks: auto (where possible), always (also without WHEN), never.",
+            "--reflink",
+            metavar="[=WHEN]",
+            parser=_how,
+        ),
+    ] = HOW[0],
     sync: Annotated[
         bool, _flag(TRANSFER, "Exit when it is on the disk, or as cp does.", "--sync/--no-sync")
     ] = True,
@@ -288,6 +298,8 @@ def aiocp(
     pairs = _pairs(operands, target, no_target, strip)
     if recursive and (in_place or direct != "auto"):
         raise UsageError("--in-place and --direct are for single files, not for -r")
+    if reflink == "always" and sparse != "auto":
+        raise UsageError(f"--reflink=always goes with --sparse=auto, not --sparse={sparse}")
     if update not in UPDATES:
         raise UsageError(
             f"invalid value for '--update': takes {', '.join(UPDATES)}, not {update!r}"
@@ -322,6 +334,7 @@ def aiocp(
                 "depth": depth,
                 "block_size": block_size,
                 "sparse": sparse,
+                "reflink": reflink,
                 "sync": sync,
                 "allow_changed": allow_changed,
                 "remove_destination": remove_destination,

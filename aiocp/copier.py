@@ -7,6 +7,7 @@ place leaves the destination as it was.
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EINVAL
 from time import perf_counter
@@ -18,6 +19,7 @@ from aiocp.errors import Cancel, Cancelled, fail, look, operation
 from aiocp.extents import Sparse
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
+from aiocp.reflink import Reflink
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 
@@ -40,9 +42,10 @@ class CopyResult:
 
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
     `rate` in bytes per second. `method` is the rung that carried the data: "aio-direct" (O_DIRECT
-    on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write).
-    `holes` are bytes that were not written because the copy has holes there: with `bytes_written`
-    they are `size`. `notes` says what could not be had as asked, and why.
+    on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write), or
+    "reflink": none was carried, the copy shares the source's blocks. `holes` are bytes that were
+    not written because the copy has holes there: with `bytes_written` they are `size`.
+    `notes` says what could not be had as asked, and why.
     """
 
     source: str
@@ -72,6 +75,7 @@ def copy_file(
     block_size: int = DEFAULT_BLOCK_SIZE,
     direct: direct.Direct = "auto",
     sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
     sync: bool = True,
     in_place: bool = False,
     allow_changed: bool = False,
@@ -92,6 +96,8 @@ def copy_file(
             copies through the page cache.
         sparse: "auto" makes holes where the source has them, "always" also of its blocks of zeroes,
             "never" writes everything.
+        reflink: "auto" shares the source's blocks where the file system can and `sparse` is "auto",
+            instead of copying them, "always" fails where it cannot, "never" copies.
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
@@ -111,17 +117,18 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth, block_size or preserve out of range.
+        ValueError: depth, block_size or preserve out of range, or `reflink="always"` with another
+            `sparse` than "auto".
     """
     check_depth(depth)
     check_block_size(block_size)
     check_when("direct", direct)
-    check_when("sparse", sparse)
     copier = Copier(
         depth,
         block_size,
         direct,
         sparse,
+        which_reflink(reflink, sparse),
         sync,
         in_place,
         allow_changed,
@@ -162,6 +169,20 @@ def check_when(name: str, when: str) -> None:
         raise ValueError(f"{name} must be 'auto', 'always' or 'never', not {when!r}")
 
 
+def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
+    """When to clone: not where holes are asked for that the source may not have, or none.
+
+    Raises ValueError unless both are what they can be, together.
+    """
+    check_when("sparse", sparse)
+    check_when("reflink", reflink)
+    if sparse == "auto":
+        return reflink
+    if reflink == "always":
+        raise ValueError(f"reflink 'always' goes with sparse 'auto', not {sparse!r}")
+    return "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Copier:
     """How to copy; `copy` does it."""
@@ -170,6 +191,7 @@ class Copier:
     block_size: int
     direct: direct.Direct
     sparse: Sparse
+    reflink: Reflink
     sync: bool
     in_place: bool
     allow_changed: bool
@@ -199,7 +221,7 @@ class Copier:
                 remove=self.remove,
                 cancel=self.cancel,
             ) as destination,
-            Context(self.depth, self.block_size) as context,
+            ExitStack() as stack,
         ):
             transfer = FileTransfer(
                 source,
@@ -212,6 +234,10 @@ class Copier:
                 transfer.sync = engine.Sync.FSYNC  # the times too
             streamed = source.size is None or not destination.seekable
             try:
+                transfer.clone(self.reflink, set())
+                context = stack.enter_context(
+                    Context(self.depth, self.block_size, aio=not transfer.cloned)
+                )
                 self._fill(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
@@ -228,6 +254,7 @@ class Copier:
                 error.strerror = f"copied, but {error.strerror}"
                 raise
         elapsed = perf_counter() - begun
+        by_blocks = not (streamed or transfer.cloned)
         return CopyResult(
             source=names[0],
             destination=names[1],
@@ -239,19 +266,21 @@ class Copier:
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
             block_size=self.block_size,
-            direct_read=transfer.read_direct and not streamed,
-            direct_write=transfer.write_direct and not streamed,
+            direct_read=transfer.read_direct and by_blocks,
+            direct_write=transfer.write_direct and by_blocks,
             in_place=destination.in_place,
             synced=transfer.synced,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
-            notes=tuple(_notes(self.direct, transfer, context, streamed)),
+            notes=tuple(_notes(self.direct, transfer, context, by_blocks)),
         )
 
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
-        """Copy all bytes, give the file its size and mode, and sync it."""
+        """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
-        if source.size is None or not destination.seekable:
+        if transfer.cloned:
+            self._report(transfer.size, transfer.size)
+        elif source.size is None or not destination.seekable:
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse)
@@ -334,6 +363,8 @@ def _say_incomplete(error: OSError | Cancelled) -> None:
 
 
 def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:
+    if transfer.cloned:
+        return "reflink"
     if streamed:
         return "stream"
     if context.plain:
@@ -342,10 +373,10 @@ def _method(transfer: FileTransfer, context: Context, streamed: bool) -> str:
 
 
 def _notes(
-    how: direct.Direct, transfer: FileTransfer, context: Context, streamed: bool
+    how: direct.Direct, transfer: FileTransfer, context: Context, by_blocks: bool
 ) -> Iterator[str]:
     yield from context.notes()
-    if how == "auto" and not streamed:
+    if how == "auto" and by_blocks:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"
         if not transfer.write_direct:

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from errno import (
     EBUSY,
+    EDQUOT,
     EEXIST,
     EINVAL,
+    EIO,
     EISDIR,
     ELOOP,
     ENOENT,
@@ -25,7 +27,7 @@ from typing import Self
 from aiocp import direct, metadata, stream
 from aiocp.engine import Extent
 from aiocp.errors import Cancel, fail, look, operation
-from aiocp.linux import File, allocate, punch
+from aiocp.linux import File, allocate, clone, punch
 from aiocp.source import Source
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
@@ -248,6 +250,21 @@ class Destination:
             if _is_linkable(file.fileno()):
                 return file
         return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)
+
+    def clone(self, source: Source) -> None:
+        """Take the source's blocks as its own, all of them. Raises OSError from FICLONE."""
+        self._exact = False  # it has what the source has by now
+        try:
+            clone(self.fd, source.fd)
+        except OSError as error:
+            # an end within a block is cloned only to where the destination ends as well
+            size = source.size or 0
+            longer = error.errno == EINVAL and 0 < size < os.fstat(self.fd).st_size
+            self.touched = self.in_place and (longer or error.errno in (EIO, ENOSPC, EDQUOT))
+            if not longer:
+                raise
+            os.ftruncate(self.fd, size)
+            clone(self.fd, source.fd)
 
     def size(self, length: int) -> None:
         """Reserve `length` bytes: no write has to extend the file, and a full disk shows now.

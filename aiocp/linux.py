@@ -4,6 +4,7 @@ A `File` owns its descriptor, and a temporary name if it has one, in C: `close` 
 where an exception cuts in before that, the last reference to go closes it and removes the name.
 """
 
+import fcntl
 import os
 from typing import Self
 
@@ -11,6 +12,7 @@ from aiocp._linux import ffi, lib
 
 _AT_FDCWD = -100
 _EINTR = 4
+_FICLONE = 0x40049409
 
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
 _file_open, _file_close = lib.file_open, lib.file_close
@@ -108,6 +110,19 @@ def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     while (result := lib.file_allocate(fd, mode, offset, length)) == -_EINTR:
         pass
     _check(result)
+
+
+def clone(fd: int, source_fd: int) -> None:
+    """Have all of a file be blocks that it shares with another one: FICLONE.
+
+    Raises OSError: EXDEV, EOPNOTSUPP, EINVAL and others where that cannot be.
+    """
+    while True:
+        try:
+            fcntl.ioctl(fd, _FICLONE, source_fd)
+        except InterruptedError:
+            continue
+        return
 
 
 def sync_filesystem(fd: int) -> None:

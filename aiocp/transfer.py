@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from errno import EINVAL
 
-from aiocp import direct, engine, extents
+from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
 from aiocp.linux import is_btrfs
@@ -42,6 +42,13 @@ class FileTransfer(engine.Transfer):
         if not sync or not destination.seekable:
             self.sync = engine.Sync.NONE
         self.size = 0
+        self.cloned = False
+
+    def clone(self, how: reflink.Reflink, refused: set[int]) -> bool:
+        """Share the source's blocks instead of copying them, if that can be: reflink.clone()."""
+        self.cloned = reflink.clone(self.source, self.destination, how, refused)
+        self.size = self.source.size or 0
+        return self.cloned
 
     def lay_out(self, sparse: extents.Sparse, *, reserve: bool = True) -> None:
         """Find out what is to be written, and make room for it, if `reserve`.

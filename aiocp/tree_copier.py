@@ -11,7 +11,7 @@ single entries are collected, and the rest goes on.
 
 import os
 import stat
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from aiocp.copier import (
     StrPath,
     check_block_size,
     check_depth,
-    check_when,
+    which_reflink,
 )
 from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
@@ -36,6 +36,7 @@ from aiocp.errors import Cancel, fail, look, operation
 from aiocp.extents import Sparse
 from aiocp.linux import File, close_may_fail, is_btrfs, sync_filesystem
 from aiocp.nodes import Identity, copy_node, identity, link_node
+from aiocp.reflink import Reflink
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 from aiocp.tree import Directory, Enter, Entry, Step, walk
@@ -69,10 +70,11 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 class TreeResult:
     """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
 
-    `holes` are bytes that were not written because the copies have holes there. Each error is an
-    OSError with errno and both file names. `elapsed` is in seconds. `synced` tells that everything
-    copied is on the disk, `syncs` how often the whole file system was synced for that, in place of
-    single files: on Btrfs, where it is faster.
+    `reflinked` files share the blocks of their sources; `holes` are bytes that were not written
+    because the copies have holes there. Each error is an OSError with errno and both file names.
+    `elapsed` is in seconds. `synced` tells that everything copied is on the disk, `syncs` how often
+    the whole file system was synced for that, in place of single files: on Btrfs, where it is
+    faster.
     """
 
     source: str
@@ -83,6 +85,7 @@ class TreeResult:
     specials: int
     bytes: int
     holes: int
+    reflinked: int
     errors: tuple[OSError, ...]
     depth: int
     peak_in_flight: int
@@ -98,6 +101,7 @@ def copy_tree(
     depth: int = DEFAULT_DEPTH,
     block_size: int = DEFAULT_BLOCK_SIZE,
     sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
     preserve: Iterable[str] = (),
     follow_symlinks: bool = False,
     one_file_system: bool = False,
@@ -117,9 +121,9 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sparse, sync, allow_changed, remove_destination, force, cancel: as for
-            `copy_file`, for all files together; depth is less where RLIMIT_NOFILE does not allow
-            two descriptors for each.
+        depth, block_size, sparse, reflink, sync, allow_changed, remove_destination, force, cancel:
+            as for `copy_file`, for all files together; depth is less where RLIMIT_NOFILE does not
+            allow two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all": all of them, the last two where
             possible. Without "mode" a new file has the source's permission bits less the umask, or
@@ -145,12 +149,12 @@ def copy_tree(
     """
     check_depth(depth)
     check_block_size(block_size)
-    check_when("sparse", sparse)
     names = os.fsdecode(src), os.fsdecode(dst)
     copier = _TreeCopier(
         names=(os.fsencode(src), os.fsencode(dst)),
         block_size=block_size,
         sparse=sparse,
+        reflink=which_reflink(reflink, sparse),
         preserve=metadata.attributes(preserve),
         replace=replace,
         remove=remove_destination,
@@ -180,6 +184,7 @@ def copy_tree(
         specials=copier.specials,
         bytes=copier.bytes,
         holes=copier.holes,
+        reflinked=copier.reflinked,
         errors=tuple(copier.errors),
         depth=context.depth,
         peak_in_flight=context.peak_in_flight,
@@ -370,6 +375,7 @@ class _TreeCopier:
         names: tuple[bytes, bytes],
         block_size: int,
         sparse: Sparse,
+        reflink: Reflink,
         preserve: frozenset[str],
         follow: bool,
         sync: bool,
@@ -384,11 +390,12 @@ class _TreeCopier:
     ) -> None:
         self.names = names
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
-        self.sparse = sparse
+        self.sparse, self.reflink = sparse, reflink
         self.sync, self.allow_changed = sync, allow_changed
         self.replace, self.remove, self.force, self.links_before = replace, remove, force, links
         self.on_error, self.progress, self.cancel = on_error, progress, cancel
-        self.files = self.directories = self.links = self.specials = self.bytes = self.holes = 0
+        self.files = self.directories = self.links = self.specials = self.bytes = 0
+        self.holes = self.reflinked = 0
         self.errors: list[OSError] = []
         # names in place are durable with the directory's sync; the mode alone is with the data's
         self._attributes = preserve - {"links"}
@@ -401,6 +408,8 @@ class _TreeCopier:
         self._open: set[_TreeFile] = set()
         self._targets: set[_Target] = set()
         self._alignments: dict[int, int] = {}
+        # by the destination's device, from which others nothing can be cloned to it
+        self._refused: defaultdict[int, set[int]] = defaultdict(set)
         self._stream_block = memoryview(bytearray(_SMALL))
         self._linked: dict[tuple[int, int], _Linked] = {}
         self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
@@ -648,7 +657,9 @@ class _TreeCopier:
             raise
         transfer = _TreeFile(target, name, source, destination, self._file_sync, self.allow_changed)
         try:
-            if source.size is None:
+            if transfer.clone(self.reflink, self._refused[target.stat.st_dev]):
+                pass
+            elif source.size is None:
                 block = self._stream_block
                 for size in stream.copy(source.fd, destination.fd, block, self.cancel):
                     transfer.bytes_read = transfer.bytes_written = size
@@ -657,7 +668,8 @@ class _TreeCopier:
         except BaseException:
             transfer.close()
             raise
-        if target.together and size <= _SMALL and not destination.in_place:
+        light = size <= _SMALL or transfer.cloned  # few bytes of it are not on the disk yet
+        if target.together and light and not destination.in_place:
             transfer.sync, transfer.waits = Sync.NONE, True
         transfer.size = size
         target.waiting += 1
@@ -734,6 +746,7 @@ class _TreeCopier:
             self.files += 1
             self.bytes += transfer.size
             self.holes += transfer.holes
+            self.reflinked += transfer.cloned
             found = os.fstat(transfer.destination.fd) if linked else None
             for target, name, path in transfer.other_names:
                 assert found is not None

@@ -20,7 +20,10 @@ KIB, MIB = 1 << 10, 1 << 20
 MEAN = 11 * KIB
 IN_A_DIRECTORY = 100
 
-OURS = "import sys; from aiocp import copy_tree; copy_tree(*sys.argv[1:], sync={sync})"
+OURS = (
+    "import sys; from aiocp import copy_tree;"
+    " copy_tree(*sys.argv[1:], sync={sync}, reflink='never')"
+)
 SHUTIL = "import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"
 
 

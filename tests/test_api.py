@@ -22,6 +22,7 @@ LAYERS = [
     {"nodes"},
     {"copier"},
     {"transfer"},
+    {"reflink"},
     {"destination"},
     {"source", "metadata", "context", "tree", "extents"},
     {"engine", "direct", "stream"},

@@ -232,6 +232,7 @@ def test_holes_are_those_that_cp_makes(
         source,
         ours,
         sparse=sparse,
+        reflink="never",
         direct=direct,  # type: ignore[arg-type]
         block_size=64 * KIB,
     )
@@ -290,6 +291,7 @@ def test_any_layout(
             depth=depth,
             block_size=pages * PAGE,
             sparse=sparse,
+            reflink="never",
             direct=direct,  # type: ignore[arg-type]
             in_place=in_place,
         )
@@ -343,7 +345,7 @@ def test_a_tebibyte_of_holes(mount_point: Callable[[str], Path], fstype: str) ->
         for i in range(3000):
             os.pwrite(file.fileno(), content, i * step)
         os.fsync(file.fileno())
-    command = [*AIOCP, "--json", "--depth=8", "--block-size=64K"]
+    command = [*AIOCP, "--json", "--reflink=never", "--depth=8", "--block-size=64K"]
     child = subprocess.Popen(
         [*command, directory / "source", directory / "copy"], stdout=subprocess.PIPE, text=True
     )
@@ -374,6 +376,7 @@ def test_progress_counts_the_holes_as_done(sparse: Sparse, tmp_path: Path) -> No
         depth=2,
         block_size=64 * KIB,
         sparse=sparse,
+        reflink="never",
         progress=lambda done, total: calls.append((done, total)),
     )
     size = 200 * PAGE - 3
@@ -437,7 +440,7 @@ def test_a_file_that_keeps_its_inode_gets_the_holes(
     source = make(filesystem / "source", "d..0d" * 50 + "....", 100)
     one = make(filesystem / "one", old)
     os.link(one, filesystem / "two")
-    result = copy_file(source, one, sparse=sparse, block_size=64 * KIB)
+    result = copy_file(source, one, sparse=sparse, reflink="never", block_size=64 * KIB)
     assert result.in_place
     assert_same(source, filesystem / "two")
     assert 100 * PAGE == result.bytes_written <= data_bytes(one) <= data_bytes(source)
@@ -524,7 +527,9 @@ def test_a_hole_map_that_changes_all_the_time(filesystem: Path, sparse: Sparse) 
     try:
         while copied < 30 or changed < 5:
             try:
-                copy_file(source, copy, sparse=sparse, depth=4, block_size=64 * KIB)
+                copy_file(
+                    source, copy, sparse=sparse, reflink="never", depth=4, block_size=64 * KIB
+                )
             except aiocp.SourceChanged:
                 changed += 1
             else:
@@ -533,7 +538,7 @@ def test_a_hole_map_that_changes_all_the_time(filesystem: Path, sparse: Sparse) 
     finally:
         stop.set()
         thread.join()
-    copy_file(source, copy, sparse=sparse)
+    copy_file(source, copy, sparse=sparse, reflink="never")
     assert state == copy.read_bytes() == source.read_bytes()
 
 
@@ -573,7 +578,7 @@ def test_a_change_at_any_moment_is_an_error(what: str, when: str, tmp_path: Path
         patch.setattr(extents, "os", changing)
         match = "shrank" if what == "shorter" else "changed"
         with pytest.raises(aiocp.SourceChanged, match=match):
-            copy_file(source, tmp_path / "copy", block_size=64 * KIB)
+            copy_file(source, tmp_path / "copy", reflink="never", block_size=64 * KIB)
     assert changing.calls > seeks
     assert ["source"] == os.listdir(tmp_path)
 
@@ -591,6 +596,7 @@ def test_a_source_that_grows_is_copied_as_it_was(tmp_path: Path) -> None:
         source,
         tmp_path / "copy",
         allow_changed=True,
+        reflink="never",
         depth=1,
         block_size=64 * KIB,
         progress=grow,
@@ -663,7 +669,7 @@ def test_trees_keep_and_make_holes(filesystem: Path, sparse: Sparse) -> None:
     for again in range(2):
         options = ["-rT", "--reflink=never", f"--sparse={sparse}"]
         subprocess.run(["cp", *options, tree, theirs], check=True)
-        result = copy_tree(tree, ours, sparse=sparse, block_size=64 * KIB)
+        result = copy_tree(tree, ours, sparse=sparse, reflink="never", block_size=64 * KIB)
         holes = 0
         for path in sorted(tree.iterdir()):
             assert_same(path, ours / path.name)
@@ -694,6 +700,11 @@ def test_trees_keep_and_make_holes(filesystem: Path, sparse: Sparse) -> None:
         ("--sparse=some f new", 2),
         ("--sparse", 2),
         ("--sparse=never --sparse=always f new", 0),
+        ("--sparse=always --reflink f new", 2),
+        ("--sparse=never --reflink=always f new", 2),
+        ("--reflink=always --sparse=never --sparse=auto missing new", 1),
+        ("--sparse=always --reflink=auto f new", 0),
+        ("--sparse=always --reflink=never f new", 0),
         ("-r --sparse=always d new", 0),
     ],
 )
@@ -718,6 +729,8 @@ def test_what_cannot_be() -> None:
     for copy in (copy_file, copy_tree):
         with pytest.raises(ValueError, match="sparse must be 'auto', 'always' or 'never'"):
             copy("nothing", "nowhere", sparse="maybe")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="reflink 'always' goes with sparse 'auto'"):
+            copy("nothing", "nowhere", sparse="always", reflink="always")
 
 
 # --- faults --------------------------------------------------------------------------------------
@@ -746,7 +759,7 @@ def test_every_call_every_fault(
 
     def command(name: str) -> Copy:
         (directory / name).mkdir()
-        options = ["--depth=2", "--block-size=64K", f"--sparse={sparse}"]
+        options = ["--depth=2", "--block-size=64K", f"--sparse={sparse}", "--reflink=never"]
         return Copy([*options, str(source), str(directory / name / "copy")], f"{tmp_path}/{name}")
 
     calls = [call for call in trace(command("dry"), tmp_path / "log") if call.name in FAULTS]
@@ -787,7 +800,9 @@ def test_memory_is_not_spent_on_the_hole_map(tmp_path: Path) -> None:
     peaks = []
     for name in ("dense", "sparse"):
         tracemalloc.start()
-        result = copy_file(tmp_path / name, tmp_path / "copy", depth=4, block_size=PAGE)
+        result = copy_file(
+            tmp_path / name, tmp_path / "copy", depth=4, block_size=PAGE, reflink="never"
+        )
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert 8000 * PAGE - result.bytes_written < PAGE  # the last one is short
