@@ -37,7 +37,7 @@ SHUTIL = "import os, shutil, sys; shutil.copyfile(*sys.argv[1:]); os.fsync(os.op
 
 # shell commands that copy "$1" to the new file "$2" and return when it is durable
 PEERS = {
-    "aiocp": f'{AIOCP} "$1" "$2"',
+    "aiocp": f'{AIOCP} --reflink=never "$1" "$2"',
     "cp + sync": 'cp --reflink=never "$1" "$2" && exec sync -d "$2"',
     "dd direct": 'exec dd bs=1M iflag=direct oflag=direct conv=fdatasync if="$1" of="$2"',
     "rsync --fsync": 'exec rsync -W --fsync "$1" "$2"',
@@ -284,7 +284,9 @@ def sweep_name(depth: int, block: int) -> str:
 def sweep_peers() -> dict[str, str]:
     """aiocp at each depth and block size."""
     return {
-        sweep_name(depth, block): f'{AIOCP} --depth {depth} --block-size {block} "$1" "$2"'
+        sweep_name(
+            depth, block
+        ): f'{AIOCP} --reflink=never --depth {depth} --block-size {block} "$1" "$2"'
         for depth in SWEEP_DEPTHS
         for block in SWEEP_BLOCKS
     }
