@@ -307,6 +307,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(), help="in which to copy")
     parser.add_argument("--quick", action="store_true", help="256M, 3 rounds")
     parser.add_argument("--tree", action="store_true", help="many small files instead of one large")
+    parser.add_argument("--sparse", action="store_true", help="files with holes, and clones")
     parser.add_argument("--files", type=int, default=20_000, help="how many in the tree")
     parser.add_argument("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
     parser.add_argument("--when", default="cold,warm", help="cold,warm: is the tree in memory")
@@ -359,10 +360,26 @@ def tree(options: argparse.Namespace) -> None:
         run(Path(directory))
 
 
+def sparse(options: argparse.Namespace) -> None:
+    """Files with holes, and clones: scripts/bench_sparse.py."""
+    import bench_sparse
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    only = options.only.split(",") if options.only else None
+    if options.on:
+        bench_sparse.on_filesystems(options.on.split(","), options.rounds, only)
+        return
+    with tempfile.TemporaryDirectory(prefix="aiocp-bench-", dir=options.dir) as directory:
+        bench_sparse.run_all(Path(directory), options.rounds, only)
+
+
 def main() -> None:
     options = parse_arguments()
     if options.tree or options.scale:
         tree(options)
+        return
+    if options.sparse:
+        sparse(options)
         return
     peers = sweep_peers() if options.sweep else dict(PEERS)
     if options.only:

@@ -15,6 +15,7 @@ import pytest
 import aiocp
 from aiocp import copy_file, copy_tree, destination, linux
 from aiocp.reflink import Reflink
+from crash import WAYS, after_return, at_random_moments, kills
 from faults import Copy, in_child, inject, refuse_tmpfile, trace
 from filesystems import mounted, run
 
@@ -535,3 +536,31 @@ def test_a_clone_sets_up_no_context(directory: Path, tmp_path: Path) -> None:
     names = [call.name for call in trace(copy, tmp_path / "log")]
     assert "io_setup" not in names
     assert (1, 1) == (names.count("fdatasync"), names.count("fsync"))
+
+
+# --- power cuts and kills ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fstype", "way"), [way for way in WAYS if way[0] in CLONING])
+def test_power_cuts(fstype: str, way: str) -> None:
+    """Of sources that are not on the disk themselves when they are cloned."""
+    tally = after_return(fstype, way, 5, kind="clone")
+    assert ([], 15) == (tally.broken, tally.found["new"])
+    assert tally.methods["reflink"] > 5
+    tally = at_random_moments(fstype, way, 5, kind="clone")
+    assert ([], 5) == (tally.broken, tally.cuts)
+
+
+@pytest.mark.parametrize(("fstype", "way"), [way for way in WAYS if way[0] in CLONING])
+def test_without_the_sync_a_power_cut_loses_the_clone(fstype: str, way: str) -> None:
+    """So the cuts above would have shown a sync that is missing."""
+    tally = after_return(fstype, way, 5, sync=False, kind="clone")
+    assert len(tally.broken) >= 5
+
+
+def test_kills(directory: Path) -> None:
+    """The old file or the whole new one, at any moment."""
+    empty = directory / "empty"
+    empty.mkdir()
+    tally = kills(empty, 50, random.Random(4), kind="clone")
+    assert ([], 0, 50) == (tally.broken, tally.hidden, tally.cuts)

@@ -26,6 +26,7 @@ from aiocp import copy_file, copy_tree, extents
 from aiocp.engine import Engine, Extent, Step, Sync
 from aiocp.extents import Sparse
 from aiocp.slots import Slots
+from crash import WAYS, after_return, at_random_moments, kills
 from fakes import File, FileTransfer, Operation, Script, ScriptedContext
 from faults import Copy, in_child, inject, refuse, trace
 from filesystems import loop_device, mounted, run, scratch_directory
@@ -735,7 +736,7 @@ def test_what_cannot_be() -> None:
             copy("nothing", "nowhere", sparse="always", reflink="always")
 
 
-# --- faults --------------------------------------------------------------------------------------
+# --- faults, kills, power cuts -------------------------------------------------------------------
 
 FAULTS = {
     "lseek": ["EINVAL", "ENXIO", "EOPNOTSUPP", "EIO", "EINTR"],
@@ -791,6 +792,23 @@ def test_every_call_every_fault(
             assert {"copy"} >= set(os.listdir(there.parent)), fault
     assert met > len(calls)
     run("rm", "-r", directory)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("fstype", "way"), WAYS)
+def test_power_cuts(fstype: str, way: str) -> None:
+    """Whatever has returned is there, whatever has not is old or new; holes are zeroes."""
+    tally = after_return(fstype, way, 5, kind="sparse")
+    assert ([], 15) == (tally.broken, tally.found["new"])
+    tally = at_random_moments(fstype, way, 5, kind="sparse")
+    assert ([], 5) == (tally.broken, tally.cuts)
+
+
+@pytest.mark.root
+def test_kills(filesystem: Path) -> None:
+    """The old file or the whole new one, at any moment."""
+    tally = kills(filesystem, 30, random.Random(3), kind="sparse")
+    assert ([], 0, 30) == (tally.broken, tally.hidden, tally.cuts)
 
 
 def test_memory_is_not_spent_on_the_hole_map(tmp_path: Path) -> None:
