@@ -40,7 +40,8 @@ class Place:
     def behind(cls, directory: File, name: bytes) -> "Place | None":
         """Where a symbolic link leads that is at a destination inside a tree; None if it is none.
 
-        Its owner must be ours or root, or its directory be written by neither group nor others.
+        Its owner must be us or root: whoever else may write to a destination could have put it
+        there, to choose what is overwritten.
 
         Raises OSError: EPERM for a link that somebody else may have put there, ENOENT for a
         dangling one, EISDIR where it leads to a directory.
@@ -93,14 +94,12 @@ def _resolve(path: bytes) -> tuple[bytes, bool]:
 def _trusted_link(directory: File, name: bytes) -> bytes | None:
     """What a symbolic link says, None for anything else: looked at, judged and read as one file."""
     with File.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory.fileno()) as file:
-        found, around = os.fstat(file.fileno()), os.fstat(directory.fileno())
+        found = os.fstat(file.fileno())
         if stat.S_ISDIR(found.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none")
         if not stat.S_ISLNK(found.st_mode):
             return None
-        trusted = (0, os.geteuid())
-        alone = around.st_uid in trusted and not around.st_mode & 0o022
-        if found.st_uid not in trusted and not alone:
+        if found.st_uid not in (0, os.geteuid()):
             raise fail(EPERM, "will not write through another user's symbolic link")
         return os.readlink(b"", dir_fd=file.fileno())
 
