@@ -814,8 +814,8 @@ class _TreeCopier:
             with suppress(OSError):  # told when the parent is needed
                 if parent.child is target:
                     parent.opened()
-            self._targets.discard(target)
             target.file.let_go()
+            self._targets.discard(target)
         return parent
 
     def _failed(self, path: bytes, error: BaseException) -> None:
