@@ -24,7 +24,10 @@ def _check(result: int) -> None:
 
 
 class File:
-    """An open file, closed at the latest when it is no longer referenced."""
+    """An open file, closed at the latest when it is no longer referenced.
+
+    As a context manager for what is only read: what close(2) says is passed over.
+    """
 
     __slots__ = ("_file",)
 
@@ -98,7 +101,7 @@ class File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.let_go()
 
 
 def replace_node(

@@ -461,13 +461,11 @@ class _TreeCopier:
     def _sync_parent(self, context: Context) -> None:
         """Have the root's own name on the disk."""
         parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
-        with operation("sync"):
-            file = File.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        with operation("sync"), File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
             for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
                 if transfer is not None and transfer.failed:
                     raise what_stopped(transfer)
             assert_durable(file.fileno())
-            file.let_go()
 
     def close(self) -> None:
         """Let go of what an exception has left open."""
@@ -769,8 +767,9 @@ class _TreeCopier:
             transfer.destination.commit(flush=transfer.target.flush)
             self.files += 1
             self.bytes += transfer.size
-            found = os.fstat(transfer.destination.fd) if linked else None
-            if linked and found:
+            if linked:
+                with operation("look at copy"):
+                    found = os.fstat(transfer.destination.fd)
                 self._link_others(transfer, found)
                 linked.transfer, linked.identity = None, identity(found)
         except OSError as error:
