@@ -5,7 +5,6 @@ where an exception cuts in before that, the last reference to go closes it and r
 """
 
 import os
-from errno import EROFS
 from typing import Self
 
 from aiocp._linux import ffi, lib
@@ -134,14 +133,9 @@ def allocate(fd: int, length: int) -> None:
 
 
 def sync_filesystem(fd: int) -> None:
-    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT, EROFS.
-
-    One that an error has made read-only, ext4 or Btrfs, does nothing more, and says all is well.
-    """
+    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT."""
     if lib.syncfs(fd) < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
-    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-        raise OSError(EROFS, os.strerror(EROFS))
 
 
 def direct_alignment(fd: int) -> int | None:

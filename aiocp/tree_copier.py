@@ -743,6 +743,7 @@ class _TreeCopier:
         assert self._root is not None
         with operation("sync"):
             sync_filesystem(self._root.fd())
+        assert_durable(self._root.fd())
         self.syncs += 1
 
     def _commit_held(self) -> None:
