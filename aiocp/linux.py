@@ -6,7 +6,6 @@ where an exception cuts in before that, the last reference to go closes it and r
 
 import fcntl
 import os
-from errno import EROFS
 from typing import Self
 
 from aiocp._linux import ffi, lib
@@ -26,7 +25,10 @@ def _check(result: int) -> None:
 
 
 class File:
-    """An open file, closed at the latest when it is no longer referenced."""
+    """An open file, closed at the latest when it is no longer referenced.
+
+    As a context manager for what is only read: what close(2) says is passed over.
+    """
 
     __slots__ = ("_file",)
 
@@ -100,7 +102,7 @@ class File:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self.let_go()
 
 
 def replace_node(
@@ -166,14 +168,9 @@ def clone(fd: int, source_fd: int) -> None:
 
 
 def sync_filesystem(fd: int) -> None:
-    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT, EROFS.
-
-    One that an error has made read-only, ext4 or Btrfs, does nothing more, and says all is well.
-    """
+    """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT."""
     if lib.syncfs(fd) < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
-    if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
-        raise OSError(EROFS, os.strerror(EROFS))
 
 
 def direct_alignment(fd: int) -> int | None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from errno import EINVAL
+from errno import EINVAL, EIO, EROFS
 
 from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
@@ -125,10 +125,17 @@ class DirectorySync(engine.Transfer):
 def assert_durable(fd: int) -> None:
     """Look at a directory after its sync, for an error that the sync did not tell.
 
-    An XFS that has shut down syncs directories without an error, but stats nothing. Raises OSError.
+    An XFS that has shut down syncs directories without an error, but stats nothing. Where the sync
+    of another has failed, that of ext4 and Btrfs has nothing to do any more and succeeds, but they
+    take no new file. Raises OSError.
     """
     with operation("sync"):
         os.fstat(fd)
+        try:
+            File.open(b".", os.O_TMPFILE | os.O_WRONLY, dir_fd=fd)
+        except OSError as error:
+            if error.errno in (EIO, EROFS):
+                raise
 
 
 def sync_directory(directory: File, readable: bool) -> None:

@@ -121,15 +121,16 @@ def walk(
                 except OSError as error:
                     on_error(parent.join(name), error)
                 continue
-            stack.pop()
-            if stack:
+            if len(stack) > 1:
+                above, names = stack[-2]
                 try:
-                    _unpark(stack[-1][0], parent)
+                    _unpark(above, parent)
                 except OSError as error:
-                    on_error(stack[-1][0].path, error)
-                    stack[-1][1].clear()
+                    on_error(above.path, error)
+                    names.clear()
             parent.file.let_go()
             yield Leave(parent)
+            stack.pop()
             if not stack:
                 return
     finally:

@@ -446,13 +446,11 @@ class _TreeCopier:
     def _sync_parent(self, context: Context) -> None:
         """Have the root's own name on the disk."""
         parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
-        with operation("sync"):
-            file = File.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+        with operation("sync"), File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
             for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
                 if transfer is not None and transfer.failed:
                     raise what_stopped(transfer)
             assert_durable(file.fileno())
-            file.let_go()
 
     def close(self) -> None:
         """Let go of what an exception has left open."""
@@ -1001,7 +999,8 @@ class _TreeCopier:
         """Link the names of a file that came while it was in flight, those furthest down first:
         the way up to a parked directory begins at the one before, and no more than these two are
         open."""
-        found = os.fstat(fd)
+        with operation("look at copy"):
+            found = os.fstat(fd)
         self._remember(source, transfer.target, transfer.name, found)
         before: Target | None = None
         names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
@@ -1043,8 +1042,8 @@ class _TreeCopier:
     def _settle(self, target: Target) -> Target | None:
         """Let go of a finished directory; the one that it counts as an entry of."""
         if target.parent is not None:  # the root is still to be synced
-            self._targets.discard(target)
             target.let_go()
+            self._targets.discard(target)
         return target.parent
 
     def _count(

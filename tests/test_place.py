@@ -80,11 +80,11 @@ def test_the_file_is_replaced_where_the_link_leads(top: Path, text: str, size: i
         (NOBODY, OTHER, 0o777, NOBODY, True),
         (NOBODY, OTHER, 0o777, 0, True),
         (NOBODY, 0, 0o1777, 0, True),
-        # another user's, in a directory that only we, or root, write
-        (0, 0, 0o755, OTHER, True),
-        (0, 0, 0o700, NOBODY, True),
-        (NOBODY, NOBODY, 0o755, OTHER, True),
-        (NOBODY, NOBODY, 0o700, OTHER, True),
+        # another user's, also in a directory that only we, or root, write
+        (0, 0, 0o755, OTHER, False),
+        (0, 0, 0o700, NOBODY, False),
+        (NOBODY, NOBODY, 0o755, OTHER, False),
+        (NOBODY, NOBODY, 0o700, OTHER, False),
         # another user's, where he can have put it
         (0, 0, 0o1777, OTHER, False),
         (0, 0, 0o777, OTHER, False),

@@ -82,6 +82,8 @@ class Trees:
                 write_errors_to(self.stderr)
                 os.write(writer, b"!")
                 status = cli.run(["-aT", *options, str(self.source), str(copy)])
+            except KeyboardInterrupt:
+                status = 128 + signal.SIGINT
             except BaseException:  # noqa: BLE001 - a child must not go on as its parent
                 status = 70
             finally:
