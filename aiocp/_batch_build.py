@@ -13,11 +13,12 @@ ffibuilder.cdef(
     """
     enum { CAPACITY = 64, SMALL = 262144 };
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
+    enum { NEVER, AUTO, ALWAYS };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
            CLOSE, LINK, RENAME, REPLACED };
 
     struct small_file {
-        int state, step, error, source, copy;
+        int state, step, error, source, copy, cloned;
         unsigned directory, alignment, bits;
         long long size;
         unsigned long long device;
@@ -25,16 +26,17 @@ ffibuilder.cdef(
         ...;
     };
     struct aiocp_batch {
-        unsigned nr, directories, placed;
+        unsigned nr, directories, placed, cloned;
         long long bytes;
         int links, ownership, mode, timestamps, context, xattr, default_mode;
-        int allow_changed, replace;
+        int allow_changed, replace, holes;
         struct small_file files[64];
         ...;
     };
     struct aiocp_batch *batch_new(void);
     int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
-                        unsigned mask, int fresh, int acl, int flush);
+                        unsigned mask, int fresh, int acl, int flush, int clone);
+    int batch_refused(struct aiocp_batch *b, unsigned directory);
     int batch_add(struct aiocp_batch *b, const char *name);
     void batch_open(struct aiocp_batch *b);
     int batch_finish(struct aiocp_batch *b, unsigned index);
@@ -59,6 +61,7 @@ ffibuilder.set_source(
     #include <stdlib.h>
     #include <string.h>
     #include <unistd.h>
+    #include <sys/ioctl.h>
     #include <sys/random.h>
     #include <sys/stat.h>
     #include <sys/syscall.h>
@@ -72,6 +75,7 @@ ffibuilder.set_source(
        memory, and are in it. UNFINISHED: written, with attributes that take more than is done
        here. */
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
+    enum { NEVER, AUTO, ALWAYS };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
            CLOSE, LINK, RENAME, REPLACED };
 
@@ -79,6 +83,7 @@ ffibuilder.set_source(
         int state, step, error;         /* `step` and `error` of one that FAILED */
         int source, copy;               /* descriptors, -1 when closed */
         int replaces;                   /* a file that has the name */
+        int cloned;                     /* it shares the blocks of its source */
         unsigned directory, alignment;  /* alignment 0: buffered reads */
         unsigned bits;                  /* the mode it is to have unless that is preserved */
         long long size;
@@ -94,13 +99,14 @@ ffibuilder.set_source(
         unsigned alignment;
         mode_t mask, made;            /* `made`: a mode that the kernel gives new files as asked */
         int fresh, acl, flush;
+        int clone, refused;             /* NEVER, AUTO or ALWAYS; whether FICLONE was refused */
     };
 
     struct aiocp_batch {
-        unsigned nr, directories, placed;
+        unsigned nr, directories, placed, cloned;
         long long bytes;
         int links, ownership, mode, timestamps, context, xattr, default_mode;
-        int allow_changed, replace;
+        int allow_changed, replace, holes;
         struct batch_directory directory[CAPACITY];
         struct small_file files[CAPACITY];
     };
@@ -122,7 +128,7 @@ ffibuilder.set_source(
 
     /* The batch has descriptors of its own: a walk does not wait for it. */
     static int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
-                               unsigned mask, int fresh, int acl, int flush)
+                               unsigned mask, int fresh, int acl, int flush, int clone)
     {
         struct batch_directory *d = &b->directory[b->directories];
         if ((d->source = fcntl(source, F_DUPFD_CLOEXEC, 0)) < 0)
@@ -138,6 +144,8 @@ ffibuilder.set_source(
         d->fresh = fresh;
         d->acl = acl;
         d->flush = flush;
+        d->clone = clone;
+        d->refused = 0;
         return b->directories++;
     }
 
@@ -353,10 +361,53 @@ ffibuilder.set_source(
         return set_times(b, &b->files[index]) < 0 ? -errno : 0;
     }
 
+    /* Have a file share the blocks of its source: 1, or 0 where it is to be copied. See reflink.py
+       for what is a refusal, and what an error that others tell of. */
+    static int clones(struct batch_directory *d, struct small_file *f)
+    {
+        enum { FICLONE_ = 0x40049409 };
+        int refused;
+        if (d->clone == NEVER || (d->clone == AUTO && (d->refused || !f->size)))
+            return 0;
+        if (ioctl(f->copy, FICLONE_, f->source) == 0)
+            return f->cloned = 1;
+        refused = errno == EXDEV || errno == EOPNOTSUPP || errno == ENOTTY || errno == ENOSYS;
+        if (d->clone == AUTO && errno != EIO && errno != ENOMEM && errno != ENOSPC
+            && errno != EDQUOT) {
+            d->refused = refused;
+            return 0;
+        }
+        let_go(f, OTHER);
+        return 1;
+    }
+
+    /* Copy a file that is in memory. One byte more than none is read: files of /proc say 0 and are
+       not empty. */
+    static void copy_cached(struct aiocp_batch *b, struct small_file *f, char *buffer)
+    {
+        ssize_t n = read_all(f->source, buffer, f->size ? f->size : 1);
+        if (n < 0)
+            fail(f, READ, errno);
+        else if (n < f->size)
+            fail(f, SHRANK, ESTALE);
+        else if (n > f->size)
+            let_go(f, OTHER);
+        else if (write_all(f->copy, buffer, f->size) < 0)
+            fail(f, WRITE, errno);
+        else
+            finish(b, f);
+    }
+
+    static int is_for_others(const struct aiocp_batch *b, const struct batch_directory *d,
+                             struct small_file *f)
+    {
+        return f->size > SMALL || (b->links && f->seen.st_nlink > 1)
+            || (b->holes && f->seen.st_blocks * 512LL < f->size) || is_taken(b, d, f);
+    }
+
     static void open_file(struct aiocp_batch *b, struct small_file *f, char *buffer)
     {
         struct batch_directory *d = &b->directory[f->directory];
-        int in_memory;
         /* what takes the name meanwhile is not followed into, and not waited for */
         do
             f->source = openat(d->source, f->name, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
@@ -371,35 +422,21 @@ ffibuilder.set_source(
             fail(f, REPLACED, ESTALE);
             return;
         }
-        if (f->size > SMALL || (b->links && f->seen.st_nlink > 1)
-            || is_taken(b, d, f)) {
+        if (is_for_others(b, d, f) || !create(b, d, f)) {
             let_go(f, OTHER);
             return;
         }
-        in_memory = !f->size || is_cached(f->source, f->size);
-        if (in_memory) {
-            /* one byte more than none: files of /proc say 0 and are not empty */
-            ssize_t n = read_all(f->source, buffer, f->size ? f->size : 1);
-            if (n < 0)
-                fail(f, READ, errno);
-            else if (n < f->size)
-                fail(f, SHRANK, ESTALE);
-            else if (n > f->size)
-                let_go(f, OTHER);
-            if (f->source < 0)
-                return;
-        } else if (d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0) {
-            f->alignment = d->alignment;
-        }
-        if (!create(b, d, f)) {
-            let_go(f, OTHER);
-        } else if (f->state != FAILED && !in_memory) {
-            f->state = OPEN;
-        } else if (f->state != FAILED) {
-            if (write_all(f->copy, buffer, f->size) < 0)
-                fail(f, WRITE, errno);
-            else
+        if (f->state == FAILED)
+            return;
+        if (clones(d, f)) {
+            if (f->cloned)
                 finish(b, f);
+        } else if (!f->size || is_cached(f->source, f->size)) {
+            copy_cached(b, f, buffer);
+        } else {
+            if (d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0)
+                f->alignment = d->alignment;
+            f->state = OPEN;
         }
     }
 
@@ -553,6 +590,7 @@ ffibuilder.set_source(
                 fail(f, RENAME, ECHILD);  /* somebody has killed the child */
             if (f->state == PLACED) {
                 b->placed++;
+                b->cloned += f->cloned;
                 b->bytes += f->size;
             }
             if (f->state == PLACED || f->state == FAILED)
@@ -564,6 +602,11 @@ ffibuilder.set_source(
     static int batch_source(struct aiocp_batch *b, unsigned index)
     {
         return b->directory[b->files[index].directory].source;
+    }
+
+    static int batch_refused(struct aiocp_batch *b, unsigned directory)
+    {
+        return b->directory[directory].refused;
     }
 
     static void batch_close(struct aiocp_batch *b)

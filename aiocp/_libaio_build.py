@@ -90,6 +90,8 @@ ffibuilder.cdef(
     int slots_submit(struct aiocp_slots *s);
     int slots_perform(struct aiocp_slots *s);
     int slots_getevents(struct aiocp_slots *s, long min_nr, struct timespec *timeout);
+    size_t slots_skip(struct aiocp_slots *s, unsigned slot, size_t start, size_t stop, size_t unit,
+                      int zero);
     void slots_drain(struct aiocp_slots *s);
     void slots_unmap(struct aiocp_slots *s);
     void slots_close(struct aiocp_slots *s);
@@ -366,6 +368,36 @@ ffibuilder.set_source(
     static void slots_prep_fdsync(struct aiocp_slots *s, unsigned slot, int fd)
     {
         io_prep_fdsync(slots_enqueue(s, slot), fd);
+    }
+
+    /* In words of which the compiler makes vectors: some 20 GB/s in the cache. */
+    static int is_zero(const char *p, size_t length)
+    {
+        unsigned long long words[8];
+        for (; length >= sizeof words; p += sizeof words, length -= sizeof words) {
+            memcpy(words, p, sizeof words);
+            if (words[0] | words[1] | words[2] | words[3]
+                | words[4] | words[5] | words[6] | words[7])
+                return 0;
+        }
+        while (length && !*p)
+            p++, length--;
+        return !length;
+    }
+
+    /* Where in a slot's block, from `start` up to `stop`, the first unit is that is not all zeroes,
+       or with `zero` 0 the first that is. The last one may be shorter. */
+    static size_t slots_skip(struct aiocp_slots *s, unsigned slot, size_t start, size_t stop,
+                             size_t unit, int zero)
+    {
+        const char *block = s->buffers + slot * s->block_size;
+        while (start < stop) {
+            size_t length = stop - start < unit ? stop - start : unit;
+            if (is_zero(block + start, length) != zero)
+                break;
+            start += length;
+        }
+        return start;
     }
 
     static void dequeue(struct aiocp_slots *s, unsigned n)

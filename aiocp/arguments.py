@@ -15,7 +15,13 @@ from aiocp.metadata import ALL, ATTRIBUTES, DEFAULT_MODE, attributes
 _ATTRIBUTES = "mode,ownership,timestamps"
 
 # the value of a long option that is given without one
-OPTIONAL = {"--preserve": _ATTRIBUTES, "--update": "older", "--backup": "", "--context": ""}
+OPTIONAL = {
+    "--preserve": _ATTRIBUTES,
+    "--update": "older",
+    "--backup": "",
+    "--context": "",
+    "--reflink": "always",
+}
 
 # what stands for other options
 MEANS = {

@@ -16,6 +16,7 @@ from typing import Any
 from aiocp import direct, engine, metadata
 from aiocp._batch import ffi, lib
 from aiocp.errors import SourceChanged, fail
+from aiocp.reflink import Reflink
 from aiocp.source import shrank
 
 CAPACITY: int = lib.CAPACITY  # files of a batch at most
@@ -28,6 +29,7 @@ _OTHER, _OPEN, _WRITTEN, _UNFINISHED = lib.OTHER, lib.OPEN, lib.WRITTEN, lib.UNF
 _FAILED = lib.FAILED
 _add, _finish = lib.batch_add, lib.batch_finish
 
+_CLONE = {"never": lib.NEVER, "auto": lib.AUTO, "always": lib.ALWAYS}
 _DOING = {
     lib.OPEN_SOURCE: "open source",
     lib.READ: "read",
@@ -79,9 +81,11 @@ class Batch:
         *,
         allow_changed: bool = False,
         replace: bool = True,
+        holes: bool = False,
     ) -> None:
         """`preserve` as for metadata.carry; `allow_changed` accepts sources that change, `replace`
-        takes the place of files that have the name, and their owner and mode."""
+        takes the place of files that have the name, and their owner and mode; with `holes` files
+        that have some are not for the batch."""
         self.sync, self.waiting = sync, 0
         self.data: list[Any] = []
         self.counts: list[int] = []
@@ -95,7 +99,7 @@ class Batch:
         for name in metadata.ATTRIBUTES:
             setattr(batch, name, name in preserve)
         batch.default_mode = metadata.DEFAULT_MODE in preserve
-        batch.allow_changed, batch.replace = allow_changed, replace
+        batch.allow_changed, batch.replace, batch.holes = allow_changed, replace, holes
 
     def __len__(self) -> int:
         nr: int = self._batch.nr
@@ -105,6 +109,11 @@ class Batch:
     def placed(self) -> int:
         """How many files have got their names."""
         return int(self._batch.placed)
+
+    @property
+    def cloned(self) -> int:
+        """How many of those share the blocks of their sources."""
+        return int(self._batch.cloned)
 
     @property
     def size(self) -> int:
@@ -122,6 +131,7 @@ class Batch:
         fresh: bool,
         acl: bool,
         flush: bool,
+        clone: Reflink = "never",
     ) -> None:
         """Take the files added from now on from one directory to another; the batch copies both
         descriptors.
@@ -132,11 +142,12 @@ class Batch:
             acl: whether that is because of a default ACL.
             fresh: whether nothing is there but what this copy puts there.
             flush: whether closing a file there may tell of an error.
+            clone: whether files are to share the blocks of their sources.
 
         Raises OSError from fcntl(2).
         """
         result = lib.batch_directory(
-            self._batch, source_fd, target_fd, alignment, mask, fresh, acl, flush
+            self._batch, source_fd, target_fd, alignment, mask, fresh, acl, flush, _CLONE[clone]
         )
         if result < 0:
             raise fail(-result, "open directory")
@@ -241,11 +252,19 @@ class Batch:
         lib.batch_place(self._batch)
         return self
 
-    def copied(self) -> Iterator[tuple[int, bool]]:
-        """What was placed, and whether it had to be read from the device."""
+    def refused(self) -> Iterator[Any]:
+        """After `open`: the `data` of directories to which nothing can be cloned."""
+        for index, data in enumerate(self.data):
+            if lib.batch_refused(self._batch, index):
+                yield data
+
+    def copied(self) -> Iterator[tuple[int, str]]:
+        """What was placed, and how its data was carried, as CopyResult calls it."""
         for index in range(len(self)):
-            if self._files[index].state == lib.PLACED:
-                yield index, index in self._read
+            file = self._files[index]
+            if file.state == lib.PLACED:
+                read = "aio-buffered" if index in self._read else "plain"
+                yield index, "reflink" if file.cloned else read
 
     def failures(self) -> Iterator[tuple[int, OSError]]:
         """What was not placed and is no other's, with its error."""

@@ -159,8 +159,10 @@ def _described(result: "Result") -> Iterator[str]:
         f" {'synced' if result.synced else 'not synced'}"
     )
     if isinstance(result, CopyResult):
+        holes = f", {result.holes:,} of them holes," if result.holes else ""
         yield (
-            f"  {result.size:,} bytes in {result.elapsed:.3f} s, {result.rate / 1e6:,.0f} MB/s,"
+            f"  {result.size:,} bytes{holes} in {result.elapsed:.3f} s,"
+            f" {result.rate / 1e6:,.0f} MB/s,"
             f" {result.method}, {how}"
         )
         for note in result.notes:

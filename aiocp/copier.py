@@ -8,6 +8,7 @@ place leaves the destination as it was.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from errno import EINVAL, EISDIR
 from time import perf_counter
@@ -19,9 +20,11 @@ from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination
 from aiocp.errors import Cancel, Cancelled, fail, look, operation, same_file
 from aiocp.existing import Relation, relation, same_entry
+from aiocp.extents import Sparse
 from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
 from aiocp.place import Place
+from aiocp.reflink import Reflink
 from aiocp.source import Source
 from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
 
@@ -45,8 +48,10 @@ class CopyResult:
 
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
     `rate` in bytes per second. `method` is the rung that carried the data: "aio-direct" (O_DIRECT
-    on both sides), "aio-buffered", "plain" (preadv and pwritev) or "stream" (read and write);
-    "attributes", "hard-link" or "symbolic-link" where that was all there was to do. `backup` is the
+    on both sides), "aio-buffered", "plain" (preadv and pwritev), "stream" (read and write), or
+    "reflink": none was carried, the copy shares the source's blocks; "attributes", "hard-link" or
+    "symbolic-link" where that was all there was to do. `holes` are bytes that were not written
+    because the copy has holes there: with `bytes_written` they are `size`. `backup` is the
     name of the backup, None without one, and `removed` tells that what was there is gone and has
     left nothing to the new file. `notes` says what could not be had as asked, and why.
     """
@@ -56,6 +61,7 @@ class CopyResult:
     size: int
     bytes_read: int
     bytes_written: int
+    holes: int
     method: str
     depth: int
     peak_in_flight: int
@@ -78,6 +84,8 @@ def copy_file(
     depth: int = DEFAULT_DEPTH,
     block_size: int = DEFAULT_BLOCK_SIZE,
     direct: direct.Direct = "auto",
+    sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
     sync: bool = True,
     in_place: bool = False,
     allow_changed: bool = False,
@@ -101,6 +109,10 @@ def copy_file(
         block_size: bytes per block, a multiple of 4096; memory is depth x block_size.
         direct: "auto" takes O_DIRECT where it is possible, "always" fails where it is not, "never"
             copies through the page cache.
+        sparse: "auto" makes holes where the source has them, "always" also of its blocks of zeroes,
+            "never" writes everything.
+        reflink: "auto" shares the source's blocks where the file system can and `sparse` is "auto",
+            instead of copying them, "always" fails where it cannot, "never" copies.
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
@@ -131,17 +143,19 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth, block_size, preserve, backup, suffix or link out of range.
+        ValueError: depth, block_size, preserve, backup, suffix or link out of range, or
+            `reflink="always"` with another `sparse` than "auto".
     """
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
-    if direct not in ("auto", "always", "never"):
-        raise ValueError(f"direct must be 'auto', 'always' or 'never', not {direct!r}")
+    check_when("direct", direct)
     copier = Copier(
         depth,
         block_size,
         direct,
+        sparse,
+        which_reflink(reflink, sparse),
         sync,
         in_place,
         allow_changed,
@@ -186,6 +200,26 @@ def check_link(link: str | None) -> None:
         raise ValueError(f"link must be None, 'hard' or 'symbolic', not {link!r}")
 
 
+def check_when(name: str, when: str) -> None:
+    """Raise ValueError unless this is one of the three that several arguments take."""
+    if when not in ("auto", "always", "never"):
+        raise ValueError(f"{name} must be 'auto', 'always' or 'never', not {when!r}")
+
+
+def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
+    """When to clone: not where holes are asked for that the source may not have, or none.
+
+    Raises ValueError unless both are what they can be, together.
+    """
+    check_when("sparse", sparse)
+    check_when("reflink", reflink)
+    if sparse == "auto":
+        return reflink
+    if reflink == "always":
+        raise ValueError(f"reflink 'always' goes with sparse 'auto', not {sparse!r}")
+    return "never"
+
+
 @dataclass(frozen=True, slots=True)
 class Copier:
     """How to copy; `copy` does it."""
@@ -193,6 +227,8 @@ class Copier:
     depth: int
     block_size: int
     direct: direct.Direct
+    sparse: Sparse
+    reflink: Reflink
     sync: bool
     in_place: bool
     allow_changed: bool
@@ -249,6 +285,7 @@ class Copier:
             size=0,
             bytes_read=0,
             bytes_written=0,
+            holes=0,
             method=f"{link}-link",
             depth=self.depth,
             peak_in_flight=0,
@@ -287,7 +324,7 @@ class Copier:
                 attributes_only=self.attributes_only,
                 cancel=self.cancel,
             ) as destination,
-            Context(self.depth, self.block_size) as context,
+            ExitStack() as stack,
         ):
             transfer = FileTransfer(
                 source,
@@ -302,10 +339,14 @@ class Copier:
                 transfer.sync = engine.Sync.FSYNC
             streamed = source.size is None or not destination.seekable
             try:
+                transfer.clone(self.reflink, set())
+                context = stack.enter_context(
+                    Context(self.depth, self.block_size, aio=not transfer.cloned)
+                )
                 self._fill(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
-                started = destination.grown or transfer.bytes_read or streamed
+                started = destination.touched or transfer.bytes_read or streamed
                 if destination.in_place and destination.seekable and started:
                     _say_incomplete(error)
                 raise
@@ -318,39 +359,41 @@ class Copier:
                 error.strerror = f"copied, but {error.strerror}"
                 raise
         elapsed = perf_counter() - begun
+        by_blocks = not (streamed or transfer.cloned)
         return CopyResult(
             source=names[0],
             destination=names[1],
             size=transfer.size,
             bytes_read=transfer.bytes_read,
             bytes_written=transfer.bytes_written,
+            holes=transfer.holes,
             method="attributes" if self.attributes_only else rung(transfer, context, streamed),
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
             block_size=self.block_size,
-            direct_read=transfer.read_direct and not streamed,
-            direct_write=transfer.write_direct and not streamed,
+            direct_read=transfer.read_direct and by_blocks,
+            direct_write=transfer.write_direct and by_blocks,
             in_place=destination.in_place,
             backup=_beside(dst, destination.backup),
             removed=destination.removes and destination.backup is None,
             synced=transfer.synced,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
-            notes=tuple(_notes(self.direct, transfer, context, streamed)),
+            notes=tuple(_notes(self.direct, transfer, context, by_blocks)),
         )
 
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
-        """Copy all bytes, give the file its size and mode, and sync it."""
+        """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
         if self.attributes_only:
             pass
+        elif transfer.cloned:
+            self._report(transfer.size, transfer.size)
         elif source.size is None or not destination.seekable:
             self._stream(transfer, context)
         else:
-            destination.size(source.size)
-            transfer.size = source.size
-            transfer.extents = [(0, source.size)]
-        self._run(context, transfer, self.cancel)
+            transfer.lay_out(self.sparse)
+        self._run(context, transfer, self.cancel, transfer.size)
 
     def _place(
         self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None
@@ -366,16 +409,19 @@ class Copier:
         return place
 
     def _run(
-        self, context: Context, transfer: engine.Transfer, cancel: Cancel | None = None
+        self,
+        context: Context,
+        transfer: engine.Transfer,
+        cancel: Cancel | None = None,
+        total: int = 0,
     ) -> None:
         """Drive one transfer to its end; raise what stopped it."""
-        total = sum(length for _, length in transfer.extents)
-        reported = 0
+        reported = transfer.bytes_written + transfer.holes
         for _ in engine.Engine(context, [transfer]).run():
             look(cancel)
-            if self.progress is not None and transfer.bytes_written != reported:
-                reported = transfer.bytes_written
-                self.progress(reported, total)
+            if (done := transfer.bytes_written + transfer.holes) != reported:
+                reported = done
+                self._report(done, total)
         if transfer.failed:
             raise what_stopped(transfer)
 
@@ -388,11 +434,19 @@ class Copier:
         if transfer.write_direct:
             direct.switch_off(transfer.write_fd)
         total = transfer.source.size or 0
+        data: stream.Data | None = None
+        if self.sparse == "always" and transfer.destination.regular:
+            transfer.leave_zeroes_out(0)
+            data = _data(transfer, context)
         block = context.buffer(0)
-        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel):
-            transfer.size = transfer.bytes_read = transfer.bytes_written = done
-            if self.progress is not None:
-                self.progress(done, total)
+        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel, data):
+            transfer.size = transfer.bytes_read = done
+            transfer.bytes_written = done - transfer.holes
+            self._report(done, total)
+
+    def _report(self, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(done, total)
 
     def _sync_directory(self, context: Context, place: Place, destination: Destination) -> None:
         """Have the new name on the disk."""
@@ -416,6 +470,17 @@ def _beside(path: bytes, name: bytes | None) -> str | None:
     return None if name is None else os.fsdecode(os.path.join(os.path.dirname(path), name))
 
 
+def _data(transfer: FileTransfer, context: Context) -> stream.Data:
+    """What finds the stretches of slot 0 that are to be written, and counts the holes between."""
+
+    def data(start: int, stop: int) -> tuple[int, int]:
+        found = context.next_data(0, start, stop, transfer.hole_unit)
+        transfer.holes += found[0] - start
+        return found
+
+    return data
+
+
 def _say_incomplete(error: OSError | Cancelled) -> None:
     words = "written in place, it is incomplete now"
     if isinstance(error, Cancelled):
@@ -426,6 +491,8 @@ def _say_incomplete(error: OSError | Cancelled) -> None:
 
 def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
     """How the data was carried, as CopyResult calls it."""
+    if transfer.cloned:
+        return "reflink"
     if streamed:
         return "stream"
     if context.plain:
@@ -434,10 +501,10 @@ def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
 
 
 def _notes(
-    how: direct.Direct, transfer: FileTransfer, context: Context, streamed: bool
+    how: direct.Direct, transfer: FileTransfer, context: Context, by_blocks: bool
 ) -> Iterator[str]:
     yield from context.notes()
-    if how == "auto" and not streamed:
+    if how == "auto" and by_blocks:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"
         if not transfer.write_direct:

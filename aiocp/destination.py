@@ -7,11 +7,14 @@ file, a device, a FIFO, an owner that we may not give to a new file) is written 
 
 import os
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from errno import (
     EBUSY,
+    EDQUOT,
     EEXIST,
     EINVAL,
+    EIO,
     EISDIR,
     ELOOP,
     ENOENT,
@@ -22,8 +25,9 @@ from typing import Self
 
 from aiocp import direct, metadata, stream
 from aiocp.backup import Backups, keeping
-from aiocp.errors import Cancel, fail, operation, same_file
-from aiocp.linux import File, allocate, temporary_name
+from aiocp.engine import Extent
+from aiocp.errors import Cancel, fail, look, operation, same_file
+from aiocp.linux import File, allocate, clone, punch, temporary_name
 from aiocp.source import Source
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
@@ -37,10 +41,10 @@ _LINKABLE: list[int] = []  # not empty once an unnamed file was found to have a 
 class Destination:
     """A destination opened for writing.
 
-    `in_place` tells that its bytes are changed under its name, `grown` that `size` has made
-    it longer, `removes` that what is there goes and leaves nothing to the new file, and `backup`,
-    once committed, the name that it has kept. `alignment` is 0 for buffered writes, `seekable`
-    False for what only takes a stream.
+    `in_place` tells that its bytes are changed under its name, `touched` that some of it was
+    changed before the first write, `removes` that what is there goes and leaves nothing to the new
+    file, and `backup`, once committed, the name that it has kept. `alignment` is 0 for buffered
+    writes, `seekable` False for what only takes a stream.
     """
 
     def __init__(
@@ -78,7 +82,7 @@ class Destination:
         self.file = self._old = _CLOSED
         self.directory, self.name = directory, name
         self.in_place = in_place
-        self.grown = False
+        self.touched = False
         self._force, self._wait, self._cancel = force, wait, cancel
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove or backups is not None
@@ -195,20 +199,33 @@ class Destination:
                 return file
         return File.create_named(temporary_name(self.name), os.O_RDWR, dir_fd=directory)
 
+    def clone(self, source: Source) -> None:
+        """Take the source's blocks as its own, all of them. Raises OSError from FICLONE."""
+        self._exact = False  # it has what the source has by now
+        try:
+            clone(self.fd, source.fd)
+        except OSError as error:
+            # an end within a block is cloned only to where the destination ends as well
+            size = source.size or 0
+            longer = error.errno == EINVAL and 0 < size < os.fstat(self.fd).st_size
+            self.touched = self.in_place and (longer or error.errno in (EIO, ENOSPC, EDQUOT))
+            if not longer:
+                raise
+            os.ftruncate(self.fd, size)
+            clone(self.fd, source.fd)
+
     def size(self, length: int) -> None:
         """Reserve `length` bytes: no write has to extend the file, and a full disk shows now.
 
         Raises OSError ENOSPC, EDQUOT, EFBIG. A direct write that extends a file is done inside
         io_submit, one after another.
         """
+        if not self.regular:
+            return
         with operation("allocate"):
-            if not self.regular:
-                return
-            unit = self.alignment or 1
-            padded = -(-length // unit) * unit
-            before = os.fstat(self.fd).st_size
+            padded, before = self._padded(length), os.fstat(self.fd).st_size
             try:
-                allocate(self.fd, padded)
+                allocate(self.fd, 0, padded)
             except OSError as error:
                 if error.errno != EOPNOTSUPP:
                     if os.fstat(self.fd).st_size > before:  # ext4 keeps what it could reserve
@@ -216,7 +233,44 @@ class Destination:
                     raise
                 if before < padded:
                     os.ftruncate(self.fd, padded)
-            self.grown = before < padded
+            self.touched = before < padded
+
+    def make_hole(self, length: int) -> None:
+        """Be nothing but a hole of `length` bytes, into which data is to be written."""
+        with operation("truncate"):
+            if self.in_place:
+                os.ftruncate(self.fd, 0)
+                self.touched = True
+            os.ftruncate(self.fd, self._padded(length))
+
+    def reserve(self, data: Iterable[Extent]) -> None:
+        """Reserve space for extents in a hole: a full disk shows now. Raises OSError as `size`.
+
+        Before the first write, because fallocate(2) waits for all direct I/O on the file.
+        """
+        with operation("allocate"):
+            for start, length in data:
+                look(self._cancel)
+                try:
+                    allocate(self.fd, start, length)
+                except OSError as error:
+                    if error.errno != EOPNOTSUPP:
+                        raise
+                    return
+
+    def punch(self, offset: int, length: int) -> bool:
+        """Have zeroes there without writing them; whether that is possible."""
+        try:
+            punch(self.fd, offset, length)
+        except OSError:  # if it is no refusal, the writing of the zeroes will say it
+            return False
+        self.touched = True
+        return True
+
+    def _padded(self, length: int) -> int:
+        """To where the last direct write of `length` bytes goes."""
+        unit = self.alignment or 1
+        return -(-length // unit) * unit
 
     def finish(self, length: int, source: Source) -> None:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""

@@ -2,6 +2,7 @@
 
     start     while a slot is free and a block is left, the slot reads the block
     complete  a whole read becomes the write of its block, a whole write frees its slot
+    holes     of a block whose zeroes are to be holes the rest is written, a stretch after the other
     sync      a transfer whose last block is down takes one slot for its sync, and is finished
 
 A slot goes FREE -> READING -> WRITING -> FREE for a block, FREE -> SYNCING -> FREE for a sync. The
@@ -35,6 +36,7 @@ class Context(Protocol):
     def prep_fsync(self, slot: int, fd: int) -> None: ...
     def prep_fdsync(self, slot: int, fd: int) -> None: ...
     def pad(self, slot: int, start: int, padding: bytes) -> None: ...
+    def next_data(self, slot: int, start: int, stop: int, unit: int) -> tuple[int, int]: ...
     def submit(self) -> None: ...
     def reap(self) -> list[Completion]: ...
 
@@ -68,13 +70,15 @@ class Transfer:
     """An open source, an open destination and the extents still to copy between them.
 
     Reads are rounded up to `alignment` bytes, and so are direct writes; what a write covers past
-    the end of its block is `padding(length)`. Buffered writes are exact. A transfer without extents
-    is only synced, e.g. a directory.
+    the end of its block is `padding(length)`. Buffered writes are exact. With a `hole_unit`, a
+    multiple of the alignment, what is all zeroes in units of so many bytes is not written. A
+    transfer without extents is only synced, e.g. a directory.
     """
 
     read_fd = write_fd = -1
     read_direct = write_direct = False
     alignment = 1
+    hole_unit = 0
     sync = Sync.FDATASYNC
     extents: Iterable[Extent] = ()
 
@@ -83,6 +87,7 @@ class Transfer:
         self.error: OSError | None = None
         self.bytes_read = 0
         self.bytes_written = 0
+        self.holes = 0  # bytes that were not written, to be holes
         self.synced = False
         self.in_flight = 0  # slots that this transfer holds
 
@@ -130,7 +135,9 @@ class Engine:
         self._transfer: list[Transfer | None] = [None] * depth
         self._offset = [0] * depth  # of the block, in the file
         self._length = [0] * depth  # of the block
-        self._done = [0] * depth  # how much of it this step has moved
+        self._start = [0] * depth  # what of it this step moves: from here
+        self._stop = [0] * depth  # to here
+        self._done = [0] * depth  # and how far it has come
         self._direct = [False] * depth  # whether what is in flight may be direct I/O
 
     @property
@@ -204,7 +211,7 @@ class Engine:
             return True
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
-        self._begin(slot, Step.READING)
+        self._begin(slot, Step.READING, 0, block[1])
         return True
 
     def _take(self, transfer: Transfer) -> int:
@@ -237,24 +244,25 @@ class Engine:
 
     # --- the steps of a slot ---
 
-    def _begin(self, slot: int, step: Step) -> None:
+    def _begin(self, slot: int, step: Step, start: int, stop: int) -> None:
         self._step[slot] = step
-        self._done[slot] = 0
+        self._start[slot] = self._done[slot] = start
+        self._stop[slot] = stop
         self._prep(slot)
 
     def _prep(self, slot: int) -> None:
         """Queue what is left of the slot's step, a direct write or any read rounded up."""
         transfer = self._transfer[slot]
         assert transfer is not None
-        done, length, alignment = self._done[slot], self._length[slot], transfer.alignment
+        done, stop, alignment = self._done[slot], self._stop[slot], transfer.alignment
         offset = self._offset[slot] + done
         if self._step[slot] is Step.READING:
-            rest = -(-length // alignment) * alignment - done
+            rest = -(-stop // alignment) * alignment - done
             self._direct[slot] = transfer.read_direct
             self._context.prep_read(slot, transfer.read_fd, done, rest, offset)
         else:
             direct = self._direct[slot] = transfer.write_direct
-            rest = (-(-length // alignment) * alignment if direct else length) - done
+            rest = (-(-stop // alignment) * alignment if direct else stop) - done
             self._context.prep_write(slot, transfer.write_fd, done, rest, offset)
 
     def _begin_sync(self, slot: int, transfer: Transfer) -> None:
@@ -283,14 +291,26 @@ class Engine:
                 self._step[slot] = Step.FREE
                 return
             self._context.pad(slot, length, padding)
-        self._begin(slot, Step.WRITING)
+        self._write(slot, transfer, 0)
+
+    def _write(self, slot: int, transfer: Transfer, start: int) -> None:
+        """Write what the block holds from `start` to the next hole; with nothing left, free it."""
+        stop = self._length[slot]
+        if transfer.hole_unit and start < stop:
+            hole = start
+            start, stop = self._context.next_data(slot, start, stop, transfer.hole_unit)
+            transfer.holes += start - hole
+        if start < stop:
+            self._begin(slot, Step.WRITING, start, stop)
+        else:
+            self._step[slot] = Step.FREE
 
     def _write_done(self, slot: int, res: int) -> None:
         if self._moved(slot, res, ENOSPC):
             transfer = self._transfer[slot]
             assert transfer is not None
-            transfer.bytes_written += self._length[slot]
-            self._step[slot] = Step.FREE
+            transfer.bytes_written += self._stop[slot] - self._start[slot]
+            self._write(slot, transfer, self._stop[slot])
 
     def _sync_done(self, slot: int, res: int) -> None:
         transfer = self._transfer[slot]
@@ -309,7 +329,7 @@ class Engine:
         if not transfer.failed:
             if res > 0:
                 done = before + res
-                if done >= self._length[slot]:
+                if done >= self._stop[slot]:
                     return True
                 # go on where it stopped: at the aligned byte before it, if that is progress
                 aligned = done - done % transfer.alignment

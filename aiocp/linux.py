@@ -4,6 +4,7 @@ A `File` owns its descriptor, and a temporary name if it has one, in C: `close` 
 where an exception cuts in before that, the last reference to go closes it and removes the name.
 """
 
+import fcntl
 import os
 from errno import EROFS
 from typing import Self
@@ -13,6 +14,7 @@ from aiocp._linux import ffi, lib
 _AT_FDCWD = -100
 _EINTR = 4
 _PATH_MAX = 4096  # with the NUL at its end
+_FICLONE = 0x40049409
 
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
 _file_open, _file_close = lib.file_open, lib.file_close
@@ -125,15 +127,42 @@ def temporary_name(name: bytes) -> bytes:
     return b"." + name[: 255 - 1 - len(suffix)] + suffix
 
 
-def allocate(fd: int, length: int) -> None:
-    """Reserve `length` bytes from the start and make that the size at least: fallocate(2).
+def allocate(fd: int, offset: int, length: int) -> None:
+    """Reserve `length` bytes from `offset` on and have the file end there or later: fallocate(2).
 
     Raises OSError: ENOSPC at once where the space is missing, EOPNOTSUPP where the file system
     cannot (glibc's posix_fallocate would then write zeros, which is why it is not used).
     """
-    while (result := lib.file_allocate(fd, 0, 0, length)) == -_EINTR:
+    _fallocate(fd, 0, offset, length)
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file or a block device read as zeroes, without writing it.
+
+    Raises OSError from fallocate(2): EOPNOTSUPP where the file system or the device cannot, EINVAL
+    for a range that is no multiple of the device's sectors.
+    """
+    keep_size, punch_hole = 1, 2
+    _fallocate(fd, keep_size | punch_hole, offset, length)
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    while (result := lib.file_allocate(fd, mode, offset, length)) == -_EINTR:
         pass
     _check(result)
+
+
+def clone(fd: int, source_fd: int) -> None:
+    """Have all of a file be blocks that it shares with another one: FICLONE.
+
+    Raises OSError: EXDEV, EOPNOTSUPP, EINVAL and others where that cannot be.
+    """
+    while True:
+        try:
+            fcntl.ioctl(fd, _FICLONE, source_fd)
+        except InterruptedError:
+            continue
+        return
 
 
 def sync_filesystem(fd: int) -> None:
@@ -165,6 +194,11 @@ _SILENT_CLOSE = frozenset({_BTRFS, _EXT4, _XFS, 0x01021994, 0xF2F52010, 0xCA451A
 
 # where syncfs(2) makes all of a file system durable, each file's data, size and name
 _SYNCED_WHOLE = frozenset({_BTRFS, _EXT4, _XFS})
+
+
+def is_btrfs(fd: int) -> bool:
+    """Whether a file is on Btrfs."""
+    return bool(lib.filesystem_type(fd) == _BTRFS)
 
 
 def close_may_fail(fd: int) -> bool:

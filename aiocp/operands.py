@@ -389,6 +389,6 @@ def _look(path: str, *, follow: bool) -> Status | None:
 def _entry(path: str, status: Status) -> tuple[str | int, ...]:
     """What tells one name of one file from all others."""
     head, name = os.path.split(path)
-    directory = _look(head or ".", follow=True)
-    above = (directory.st_dev, directory.st_ino) if directory else (head,)
-    return name, *above, status.st_dev, status.st_ino
+    directory = _look(head or ".", follow=True)  # whoever needs it says what is wrong with it
+    where = (0, 0) if directory is None else (directory.st_dev, directory.st_ino)
+    return name, *where, status.st_dev, status.st_ino

@@ -45,10 +45,12 @@ def _depth(text: str) -> int:
     return depth
 
 
-def _direct(text: str) -> str:
-    if text not in HOW:
+def _how(text: str) -> str:
+    """One of the three values of several options, or what abbreviates it."""
+    found = [how for how in HOW if how.startswith(text)]
+    if len(found) != 1:
         raise typer.BadParameter(f"takes {', '.join(HOW)}, not {text!r}")
-    return text
+    return found[0]
 
 
 def _version(wanted: bool) -> None:
@@ -239,7 +241,27 @@ class Options:
             "O_DIRECT: auto (where possible), always, never.",
             "--direct",
             metavar="HOW",
-            parser=_direct,
+            parser=_how,
+        ),
+    ] = HOW[0]
+    sparse: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Holes: auto (where SRC has them), always (for zeroes too), never.",
+            "--sparse",
+            metavar="WHEN",
+            parser=_how,
+        ),
+    ] = HOW[0]
+    reflink: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Share SRC's blocks: auto (where possible), always (also without WHEN), never.",
+            "--reflink",
+            metavar="[=WHEN]",
+            parser=_how,
         ),
     ] = HOW[0]
     sync: Annotated[

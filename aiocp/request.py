@@ -58,6 +58,8 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
                 for name, value in (("depth", options.depth), ("block_size", options.block_size))
                 if value is not None  # else each has its own default
             },
+            "sparse": options.sparse,
+            "reflink": options.reflink,
             "sync": options.sync,
             "allow_changed": options.allow_changed,
             "remove_destination": options.remove_destination,
@@ -82,6 +84,9 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError("--backup excludes -n, --update=none and --update=none-fail")
     if options.recursive and (options.in_place or options.direct != "auto"):
         raise UsageError("--in-place and --direct are for single files, not for -r")
+    if options.reflink == "always" and options.sparse != "auto":
+        words = f"--reflink=always goes with --sparse=auto, not --sparse={options.sparse}"
+        raise UsageError(words)
     if options.in_place and (how.backup or how.link or how.removes):
         raise UsageError("--in-place excludes --backup, --link, -s and --remove-destination")
 

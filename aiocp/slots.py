@@ -23,6 +23,9 @@ class Slots:
     are the C functions of `struct aiocp_slots` bound to it, unchecked: a slot must be below `nr`
     and queued or in flight once, `skip + length` within the block. All counts live in the struct.
 
+    `skip(slot, start, stop, unit, zero)` passes over what is all zeroes (1), or not all (0), in a
+    slot's block, in units of so many bytes, and returns where it came to, `stop` at most.
+
     `perform` does the first of the queue with the plain system call, in place of `submit`: 1
     completion, or -EINTR. `unmap` gives the buffers' memory back; `close` does too, and destroys
     the context, which waits for what is in flight. Not to be used in a forked child (compare
@@ -43,6 +46,7 @@ class Slots:
         "prep_fsync",
         "prep_preadv",
         "prep_pwritev",
+        "skip",
         "submit",
         "unmap",
     )
@@ -59,6 +63,7 @@ class Slots:
         self.prep_pwritev = partial(lib.slots_prep_pwritev, slots)
         self.prep_fsync = partial(lib.slots_prep_fsync, slots)
         self.prep_fdsync = partial(lib.slots_prep_fdsync, slots)
+        self.skip = partial(lib.slots_skip, slots)
         self.submit = partial(lib.slots_submit, slots)
         self.perform = partial(lib.slots_perform, slots)
         self.unmap = partial(lib.slots_unmap, slots)

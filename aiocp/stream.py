@@ -8,7 +8,7 @@ import os
 import select
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from errno import ENXIO
 
@@ -18,25 +18,50 @@ from aiocp.linux import File
 _LOOK_EVERY = 50  # milliseconds between two looks at `cancel`
 
 
-def copy(read_fd: int, write_fd: int, block: memoryview, cancel: Cancel | None) -> Iterator[int]:
+# where in the block the next stretch to write is, between two of its bytes: from, to
+Data = Callable[[int, int], tuple[int, int]]
+
+
+def copy(
+    read_fd: int,
+    write_fd: int,
+    block: memoryview,
+    cancel: Cancel | None,
+    data: Data | None = None,
+) -> Iterator[int]:
     """Copy to the end of `read_fd` through `block`; yield the bytes done so far after each block.
+
+    With `data` only what it gives of each block is written, to a file; the rest is to be a hole.
 
     Raises OSError, the operation and the offset in its text, and Cancelled.
     """
     done = 0
-    while True:
-        with operation(f"read at offset {done}"):
-            _wait(read_fd, select.POLLIN, cancel)
-            count = os.readv(read_fd, [block])
-        if not count:
-            return
-        written = 0
-        while written < count:
-            with operation(f"write at offset {done + written}"), suppress(BlockingIOError):
-                _wait(write_fd, select.POLLOUT, cancel)
-                written += os.write(write_fd, block[written:count])
+    while count := _read(read_fd, block, cancel, done, whole=data is not None):
+        if data is not None:
+            with operation("truncate"):  # XFS allocates ahead of writes that extend a file
+                os.ftruncate(write_fd, done + count)
+        stop = 0
+        while stop < count:
+            written, stop = data(stop, count) if data else (0, count)
+            while written < stop:
+                at, rest = done + written, block[written:stop]
+                with operation(f"write at offset {at}"), suppress(BlockingIOError):
+                    _wait(write_fd, select.POLLOUT, cancel)
+                    written += os.pwrite(write_fd, rest, at) if data else os.write(write_fd, rest)
         done += count
         yield done
+
+
+def _read(fd: int, block: memoryview, cancel: Cancel | None, done: int, *, whole: bool) -> int:
+    """Read what there is, or with `whole` a whole block unless the end comes first."""
+    count = 0
+    while True:
+        with operation(f"read at offset {done + count}"):
+            _wait(fd, select.POLLIN, cancel)
+            got = os.readv(fd, [block[count:]])
+        count += got
+        if not (got and whole and count < len(block)):
+            return count
 
 
 def open_writer(name: bytes, flags: int, dir_fd: int, cancel: Cancel | None) -> File:

@@ -14,7 +14,7 @@ are collected, and the rest goes on.
 import os
 import stat
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -36,17 +36,20 @@ from aiocp.copier import (
     check_depth,
     check_link,
     rung,
+    which_reflink,
 )
 from aiocp.destination import Destination
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation, same_file
 from aiocp.existing import Relation, relation
+from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.link import hard_link, replaces, symbolic_link
 from aiocp.linux import File, dirty_bytes, has_syncfs, sync_filesystem
 from aiocp.nodes import copy_node, link_node
 from aiocp.outcome import Outcome
 from aiocp.place import Place
+from aiocp.reflink import Reflink
 from aiocp.source import Source
 from aiocp.stage import Stage
 from aiocp.target import KEPT_OPEN, Target, TargetSync, make_directory
@@ -86,9 +89,11 @@ Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
 class TreeResult:
     """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
 
-    Each error is an OSError with errno and both file names. `elapsed` is in seconds. `synced` tells
-    that everything copied is on the disk, `syncs` how often the whole file system was synced for
-    that, in place of single files: on Btrfs, where it is faster, and for hard links.
+    `reflinked` files share the blocks of their sources; `holes` are bytes that were not written
+    because the copies have holes there. Each error is an OSError with errno and both file names.
+    `elapsed` is in seconds. `synced` tells that everything copied is on the disk, `syncs` how often
+    the whole file system was synced for that, in place of single files: on ext4, XFS and Btrfs,
+    where it is faster, and for hard links.
     """
 
     source: str
@@ -98,6 +103,8 @@ class TreeResult:
     links: int
     specials: int
     bytes: int
+    holes: int
+    reflinked: int
     errors: tuple[OSError, ...]
     depth: int
     peak_in_flight: int
@@ -112,6 +119,8 @@ def copy_tree(
     *,
     depth: int = TREE_DEPTH,
     block_size: int = TREE_BLOCK_SIZE,
+    sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
     preserve: Iterable[str] = (),
     follow_symlinks: bool = False,
     one_file_system: bool = False,
@@ -138,9 +147,9 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sync, allow_changed, remove_destination, backup, suffix, attributes_only,
-            force, cancel: as for `copy_file`, for all files together; depth is less where
-            RLIMIT_NOFILE does not allow two descriptors for each.
+        depth, block_size, sparse, reflink, sync, allow_changed, remove_destination, backup, suffix,
+            attributes_only, force, cancel: as for `copy_file`, for all files together; depth is
+            less where RLIMIT_NOFILE does not allow two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all": all of them, the last two where
             possible. Without "mode" a new file has the source's permission bits less the umask, or
@@ -169,7 +178,7 @@ def copy_tree(
             `result` attribute is the TreeResult.
         OSError: where `src` cannot be opened or `dst` not be made.
         Cancelled: `cancel` was set; what was copied by then stays.
-        ValueError: depth, block_size, preserve, backup, suffix or link out of range.
+        ValueError: as from `copy_file`.
     """
     check_depth(depth)
     check_block_size(block_size)
@@ -179,6 +188,8 @@ def copy_tree(
     copier = _TreeCopier(
         names=(os.fsencode(src), os.fsencode(dst)),
         block_size=block_size,
+        sparse=sparse,
+        reflink=which_reflink(reflink, sparse),
         preserve=metadata.attributes(preserve),
         replace=replace,
         remove=remove_destination,
@@ -214,6 +225,8 @@ def copy_tree(
         links=copier.links,
         specials=copier.specials,
         bytes=copier.bytes,
+        holes=copier.holes,
+        reflinked=copier.reflinked,
         errors=tuple(copier.errors),
         depth=context.depth,
         peak_in_flight=context.peak_in_flight,
@@ -308,6 +321,8 @@ class _TreeCopier:
         *,
         names: tuple[bytes, bytes],
         block_size: int,
+        sparse: Sparse,
+        reflink: Reflink,
         preserve: frozenset[str],
         follow: bool,
         sync: bool,
@@ -329,6 +344,7 @@ class _TreeCopier:
     ) -> None:
         self.names = names
         self.block_size, self.preserve, self.follow = block_size, preserve, follow
+        self.sparse, self.reflink = sparse, reflink
         self.sync, self.allow_changed = sync, allow_changed
         self.replace, self.remove, self.force = replace, remove, force
         self.backup, self.link = backup, link
@@ -338,6 +354,7 @@ class _TreeCopier:
         self.progress, self.cancel = progress, cancel
         self._keeps = backup[0] != NONE
         self.files = self.directories = self.links = self.specials = self.bytes = 0
+        self.holes = self.reflinked = 0
         self.errors: list[OSError] = []
         # names in place are durable with the directory's sync; the mode alone is with the data's
         self._attributes = preserve - {"links"}
@@ -346,7 +363,9 @@ class _TreeCopier:
         self._root: Target | None = None
         self.syncs = 0
         # where each link that is followed is a name of its file, files are not what they seem
-        self._batched = not ((follow and "links" in preserve) or link or attributes_only)
+        self._batched = not (
+            (follow and "links" in preserve) or link or attributes_only or sparse == "always"
+        )
         self._budget = budget
         self._adding: Batch | None = None
         self._batches: set[Batch] = set()
@@ -358,6 +377,8 @@ class _TreeCopier:
         self._open: set[_TreeFile] = set()
         self._targets: set[Target] = set()
         self._alignments: dict[int, int] = {}
+        # by the destination's device, from which others nothing can be cloned to it
+        self._refused: defaultdict[int, set[int]] = defaultdict(set)
         self._stream_block = memoryview(bytearray(SMALL))
         self._copied = links
         self._in_flight: dict[Identity, _TreeFile] = {}  # of those, what is not in place yet
@@ -497,6 +518,7 @@ class _TreeCopier:
                 sync,
                 allow_changed=self.allow_changed,
                 replace=not (self.remove or self._keeps),
+                holes=self.sparse == "auto",
             )
             self._adding = batch
             self._batches.add(batch)
@@ -511,12 +533,17 @@ class _TreeCopier:
                     fresh=target.created,
                     acl=target.acl,
                     flush=target.flush,
+                    clone=self._may_clone(directory, target),
                 )
             except OSError as error:
                 self._failed(directory.join(name), error)
                 return False
         target.waiting += 1
         return batch.add(name) >= self._budget.batch
+
+    def _may_clone(self, directory: Directory, target: Target) -> Reflink:
+        refused = directory.stat.st_dev in self._refused[target.stat.st_dev]
+        return "never" if refused and self.reflink == "auto" else self.reflink
 
     def _open_batch(self) -> Iterator[Transfer]:
         """Have a batch opened; go on with those that are."""
@@ -529,6 +556,8 @@ class _TreeCopier:
     def _opened(self, batch: Batch) -> Iterator[Transfer]:
         self._look()  # where all is in memory no transfer ends
         self._take_placed()
+        for target in batch.refused():
+            self._refused[target.stat.st_dev].add(target.directory.stat.st_dev)
         batch.waiting = 1
         for transfer in batch.transfers(self._alignments, self.block_size):
             batch.waiting += 1
@@ -760,7 +789,9 @@ class _TreeCopier:
             target, name, source, destination, self._file_sync, self.allow_changed, place
         )
         try:
-            if self.attributes_only:
+            if self.attributes_only or transfer.clone(
+                self.reflink, self._refused[target.stat.st_dev]
+            ):
                 pass
             elif source.size is None:
                 transfer.streamed = True
@@ -768,15 +799,14 @@ class _TreeCopier:
                 for size in stream.copy(source.fd, destination.fd, block, self.cancel):
                     transfer.bytes_read = transfer.bytes_written = size
             else:
-                if size > SMALL:
-                    destination.size(size)
-                transfer.extents = [(0, size)]
+                transfer.lay_out(self.sparse, reserve=size > SMALL)
         except BaseException:
             transfer.close()
             raise
         if destination.in_place and "mode" in self.preserve and transfer.sync is Sync.FDATASYNC:
             transfer.sync = Sync.FSYNC  # only the mode of a new file is synced with its data
-        if target.together and size <= SMALL and not (destination.in_place or place):
+        light = size <= SMALL or transfer.cloned  # few bytes of it are not on the disk yet
+        if target.together and light and not (destination.in_place or place):
             transfer.sync, transfer.waits = Sync.NONE, True
         transfer.size = size
         target.waiting += 1
@@ -834,7 +864,7 @@ class _TreeCopier:
                 batch.failed(transfer.index, what_stopped(transfer))
             self._written(batch)
         elif isinstance(transfer, _TreeFile):
-            self._moved += transfer.bytes_written
+            self._moved += transfer.bytes_written + transfer.holes
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)
@@ -912,10 +942,11 @@ class _TreeCopier:
         for index, error in batch.failures():
             self._failed(batch.where(index).directory.join(batch.name(index)), error)
         if self.on_entry is not None:
-            for index, read in batch.copied():
+            for index, how in batch.copied():
                 path = batch.where(index).directory.join(batch.name(index))
-                self._tell(path, "plain" if self._context.plain or not read else "aio-buffered")
+                self._tell(path, "plain" if how == "aio-buffered" and self._context.plain else how)
         self.files += batch.placed
+        self.reflinked += batch.cloned
         self.bytes += batch.size
         self._moved += batch.size
         for target, count in zip(batch.data, batch.counts, strict=True):
@@ -950,6 +981,8 @@ class _TreeCopier:
             sync_directory(transfer.place.directory, transfer.place.readable)
         self.files += 1
         self.bytes += transfer.size
+        self.holes += transfer.holes
+        self.reflinked += transfer.cloned
         if self.on_entry is not None:
             method = rung(transfer, self._context, transfer.streamed)
             if self.attributes_only:

@@ -37,7 +37,7 @@ SHUTIL = "import os, shutil, sys; shutil.copyfile(*sys.argv[1:]); os.fsync(os.op
 
 # shell commands that copy "$1" to the new file "$2" and return when it is durable
 PEERS = {
-    "aiocp": f'{AIOCP} "$1" "$2"',
+    "aiocp": f'{AIOCP} --reflink=never "$1" "$2"',
     "cp + sync": 'cp --reflink=never "$1" "$2" && exec sync -d "$2"',
     "dd direct": 'exec dd bs=1M iflag=direct oflag=direct conv=fdatasync if="$1" of="$2"',
     "rsync --fsync": 'exec rsync -W --fsync "$1" "$2"',
@@ -284,7 +284,9 @@ def sweep_name(depth: int, block: int) -> str:
 def sweep_peers() -> dict[str, str]:
     """aiocp at each depth and block size."""
     return {
-        sweep_name(depth, block): f'{AIOCP} --depth {depth} --block-size {block} "$1" "$2"'
+        sweep_name(
+            depth, block
+        ): f'{AIOCP} --reflink=never --depth {depth} --block-size {block} "$1" "$2"'
         for depth in SWEEP_DEPTHS
         for block in SWEEP_BLOCKS
     }
@@ -305,6 +307,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(), help="in which to copy")
     parser.add_argument("--quick", action="store_true", help="256M, 3 rounds")
     parser.add_argument("--tree", action="store_true", help="many small files instead of one large")
+    parser.add_argument("--sparse", action="store_true", help="files with holes, and clones")
     parser.add_argument("--files", type=int, default=20_000, help="how many in the tree")
     parser.add_argument("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
     parser.add_argument("--when", default="cold,warm", help="cold,warm: is the tree in memory")
@@ -357,10 +360,26 @@ def tree(options: argparse.Namespace) -> None:
         run(Path(directory))
 
 
+def sparse(options: argparse.Namespace) -> None:
+    """Files with holes, and clones: scripts/bench_sparse.py."""
+    import bench_sparse
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    only = options.only.split(",") if options.only else None
+    if options.on:
+        bench_sparse.on_filesystems(options.on.split(","), options.rounds, only)
+        return
+    with tempfile.TemporaryDirectory(prefix="aiocp-bench-", dir=options.dir) as directory:
+        bench_sparse.run_all(Path(directory), options.rounds, only)
+
+
 def main() -> None:
     options = parse_arguments()
     if options.tree or options.scale:
         tree(options)
+        return
+    if options.sparse:
+        sparse(options)
         return
     peers = sweep_peers() if options.sweep else dict(PEERS)
     if options.only:

@@ -23,9 +23,15 @@ KIB, MIB = 1 << 10, 1 << 20
 MEAN = 11 * KIB
 IN_A_DIRECTORY = 100
 
-OURS = "import sys; from aiocp import copy_tree; copy_tree(*sys.argv[1:], sync={sync})"
+OURS = (
+    "import sys; from aiocp import copy_tree;"
+    " copy_tree(*sys.argv[1:], sync={sync}, reflink='never')"
+)
 UUTILS = "/usr/lib/cargo/bin/coreutils"  # where Debian has them
-LINKS = "import sys; from aiocp import copy_tree; copy_tree(*sys.argv[1:], preserve=['links'])"
+LINKS = (
+    "import sys; from aiocp import copy_tree;"
+    " copy_tree(*sys.argv[1:], preserve=['links'], reflink='never')"
+)
 SHUTIL = "import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"
 
 

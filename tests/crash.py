@@ -8,6 +8,10 @@ There are two ways to cut:
     write cache  the device loses all that it was not told to flush. Any file system.
 
 A kill is a SIGKILL: the copy is gone, the kernel stays.
+
+There are three kinds of sources: dense ones and ones with holes, both on another file system than
+the copy, and ones on the same file system, where the copy is a clone if it can be. Of these the
+disk has heard nothing yet when its power is cut.
 """
 
 import argparse
@@ -33,7 +37,8 @@ from enum import IntEnum
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
-from typing import NoReturn
+from tempfile import TemporaryDirectory
+from typing import Literal, NoReturn
 
 from aiocp import copy_file
 from aiocp.destination import Destination
@@ -61,6 +66,9 @@ WAYS = (
     ("xfs", "write cache"),
     ("btrfs", "write cache"),
 )
+
+Kind = Literal["dense", "sparse", "clone"]
+KINDS: tuple[Kind, ...] = ("dense", "sparse", "clone")
 
 _DISK_SIZE = 320 * MIB
 _FS_IOC_SHUTDOWN = 0x8004587D
@@ -123,20 +131,41 @@ class Case:
     replaces: bool
     source: Path
     destination: Path
+    content: bytes = field(repr=False)
 
     @classmethod
     def prepare(
-        cls, sources: Path, destination: Path, size: int, mode: int, replaces: bool
+        cls,
+        sources: Path,
+        destination: Path,
+        size: int,
+        mode: int,
+        replaces: bool,
+        kind: Kind = "dense",
     ) -> "Case":
         """Make the source, and the old destination."""
         source = sources / f"{size}-{mode:o}"
+        content = bytearray(random.Random(size).randbytes(size))
+        if kind == "sparse":  # every other 64 KiB, and the end
+            for start in range(0, size, 128 << 10):
+                content[start : start + (64 << 10)] = bytes(min(64 << 10, size - start))
         if not source.exists():
-            source.write_bytes(random.Random(size).randbytes(size))
+            with source.open("xb") as file:
+                file.truncate(size)
+                for start in range(64 << 10 if kind == "sparse" else 0, size, 128 << 10):
+                    end = start + (64 << 10 if kind == "sparse" else 128 << 10)
+                    os.pwrite(file.fileno(), content[start:end], start)
             source.chmod(mode)
         if replaces:
             destination.write_bytes(b"old" * 1000)
             destination.chmod(mode)
-        return cls(size, mode, replaces, source, destination)
+        return cls(size, mode, replaces, source, destination, bytes(content))
+
+    def forget_on_disk(self) -> None:
+        """Have a source of which the disk has not heard: a new file with the same content."""
+        self.source.unlink()
+        self.source.write_bytes(self.content)
+        self.source.chmod(self.mode)
 
     def found(self) -> str:
         """What has become of the destination: "new", "old", "absent" or something worse."""
@@ -146,7 +175,7 @@ class Case:
             return "lost" if self.replaces else "absent"
         if stat.S_IMODE(status.st_mode) != self.mode:
             return f"of mode {status.st_mode:o}"
-        if now == self.source.read_bytes():
+        if now == self.content:
             return "new"
         return "old" if self.replaces and now == b"old" * 1000 else f"damaged, {len(now)} bytes"
 
@@ -160,6 +189,7 @@ class Tally:
 
     cuts: int = 0
     found: Counter[str] = field(default_factory=Counter)
+    methods: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
     broken: list[str] = field(default_factory=list)
 
@@ -180,22 +210,41 @@ class Tally:
         return f"{self.cuts} times: {found}; {self.hidden} hidden; {len(self.broken)} broken"
 
 
-def after_return(fstype: str, way: str, cuts: int, *, sync: bool = True) -> Tally:
+@contextmanager
+def _sources(mount_point: Path, kind: Kind) -> Iterator[Path]:
+    """Where the sources of a kind are."""
+    if kind == "clone":
+        with TemporaryDirectory(dir=mount_point, ignore_cleanup_errors=True) as directory:
+            yield Path(directory)
+    else:
+        with scratch_directory() as scratch:
+            yield scratch
+
+
+def after_return(
+    fstype: str, way: str, cuts: int, *, sync: bool = True, kind: Kind = "dense"
+) -> Tally:
     """Cut the power right after copies have returned, all kinds of them, three to a cut."""
     kinds = list(product(SIZES, MODES, (False, True)))
     random.Random(cuts).shuffle(kinds)
     tally = Tally()
-    with disk(fstype, way) as target, scratch_directory() as sources:
+    with disk(fstype, way) as target, _sources(target.mount_point, kind) as sources:
         for number in range(cuts):
             cases = [
                 Case.prepare(
-                    sources, target.mount_point / f"copy{i}", *kinds[(3 * number + i) % len(kinds)]
+                    sources,
+                    target.mount_point / f"copy{i}",
+                    *kinds[(3 * number + i) % len(kinds)],
+                    kind,
                 )
                 for i in range(3)
             ]
             target.sync()
             for i, case in enumerate(cases, number):
-                copy_file(case.source, case.destination, direct=HOW[i % 2], sync=sync)
+                if kind == "clone":
+                    case.forget_on_disk()
+                result = copy_file(case.source, case.destination, direct=HOW[i % 2], sync=sync)
+                tally.methods[result.method] += 1
             target.cut()
             target.restart()
             tally.cuts += 1
@@ -204,23 +253,25 @@ def after_return(fstype: str, way: str, cuts: int, *, sync: bool = True) -> Tall
     return tally
 
 
-def at_random_moments(fstype: str, way: str, cuts: int) -> Tally:
+def at_random_moments(fstype: str, way: str, cuts: int, kind: Kind = "dense") -> Tally:
     """Cut the power while the command copies, or soon after it has."""
     rng = random.Random(cuts)
     tally = Tally()
-    with disk(fstype, way) as target, scratch_directory() as sources:
+    with disk(fstype, way) as target, _sources(target.mount_point, kind) as sources:
         lasts: dict[int, float] = {}  # how long it is busy, in seconds
         for number in range(cuts):
             size, mode, replaces = rng.choice(SIZES), rng.choice(MODES), bool(number % 2)
-            case = Case.prepare(sources, target.mount_point / "copy", size, mode, replaces)
+            case = Case.prepare(sources, target.mount_point / "copy", size, mode, replaces, kind)
             command: list[str | Path] = [sys.executable, "-m", "aiocp", "--json"]
             command += [case.source, case.destination]
             if size not in lasts:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 lasts[size] = json.loads(done.stdout)["elapsed"]
                 case.destination.unlink()
-                case = Case.prepare(sources, case.destination, size, mode, replaces)
+                case = Case.prepare(sources, case.destination, size, mode, replaces, kind)
             target.sync()
+            if kind == "clone":
+                case.forget_on_disk()
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as copy:
                 try:
                     _wait_until_open(copy, case.source)
@@ -265,18 +316,18 @@ class Phase(IntEnum):
     DONE = 4
 
 
-def kills(directory: Path, count: int, rng: random.Random) -> Tally:
+def kills(directory: Path, count: int, rng: random.Random, kind: Kind = "dense") -> Tally:
     """Kill copies to a file in an empty directory, three in four of them over an old one.
 
     Half of the moments are anywhere in the copy, half while it gives the file its name.
     """
     tally = Tally()
     lasts: dict[tuple[int, bool], list[float]] = {}  # how long each phase is, in seconds
-    with scratch_directory() as sources:
+    with _sources(directory.parent, kind) as sources:
         for _ in range(count):
             size, mode, replaces = rng.choice(SIZES[:-1]), rng.choice(MODES), rng.random() < 0.75
             prepare = partial(
-                Case.prepare, sources, directory / "copy", size, mode, replaces=replaces
+                Case.prepare, sources, directory / "copy", size, mode, replaces=replaces, kind=kind
             )
             if (size, replaces) not in lasts:
                 lasts[size, replaces] = _phases(prepare())
@@ -374,19 +425,22 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=1000, help="kills on each system (1000)")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
+    loops: dict[str, Callable[..., Tally]]
+    loops = {"after return": after_return, "at random moments": at_random_moments}
     broken: list[str] = []
     clean_up()
     try:
-        for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
-            tally = loop(fstype, way, options.cuts)
-            name = loop.__name__.replace("_", " ")
-            print(f"{fstype}, {way}, {name}: {tally}", *tally.broken, sep="\n  ", flush=True)
+        for name, (fstype, way), kind in product(loops, WAYS, KINDS):
+            tally = loops[name](fstype, way, options.cuts, kind=kind)
+            what = f"{fstype}, {kind}, {way}, {name}"
+            print(f"{what}: {tally}", *tally.broken, sep="\n  ", flush=True)
             broken += tally.broken
-        for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+        for fstype, kind in product(("ext4", "xfs", "btrfs", "tmpfs"), KINDS):
             with mounted(fstype) as mount_point:
                 (mount_point / "empty").mkdir()
-                tally = kills(mount_point / "empty", options.kills, random.Random(options.kills))
-            print(f"{fstype}, SIGKILL: {tally}", *tally.broken, sep="\n  ", flush=True)
+                rng = random.Random(options.kills)
+                tally = kills(mount_point / "empty", options.kills, rng, kind)
+            print(f"{fstype}, {kind}, SIGKILL: {tally}", *tally.broken, sep="\n  ", flush=True)
             broken += tally.broken
     finally:
         clean_up(own=True)

@@ -126,6 +126,15 @@ class ScriptedContext:
         assert 0 <= start < end <= self.block_size, "padding outside the block"
         self._buffers[slot][start:end] = padding
 
+    def next_data(self, slot: int, start: int, stop: int, unit: int) -> tuple[int, int]:
+        self._assert_idle(slot)
+        assert 0 <= start < stop <= self.block_size
+        units = [self._buffers[slot][at : min(at + unit, stop)] for at in range(start, stop, unit)]
+        zero = [not any(each) for each in units] + [False]
+        first = zero.index(False)
+        after = [*zero[first:-1], True].index(True)
+        return min(start + first * unit, stop), min(start + (first + after) * unit, stop)
+
     def submit(self) -> None:
         if self._queued:
             taken = self.script.takes(len(self._queued))

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
-from errno import EACCES, EEXIST, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, ESTALE
+from errno import EACCES, EEXIST, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO, EPERM, ESTALE
 from functools import partial
 from pathlib import Path
 
@@ -76,10 +76,15 @@ def test_an_archive_over_another_tree_is_the_same(filesystem: Path) -> None:
     assert facts(source) == facts(copy)
 
 
+def _link_of_another(path: Path, text: str) -> None:
+    path.symlink_to(text)
+    os.chown(path, 1234, 1234, follow_symlinks=False)
+
+
 IN_THE_WAY: dict[str, tuple[Change, int]] = {
     "fifo": (os.mkfifo, EEXIST),
-    "link": (lambda path: path.symlink_to("good"), ELOOP),
-    "dangling": (lambda path: path.symlink_to("nowhere"), ELOOP),
+    "link": (lambda path: _link_of_another(path, "good"), EPERM),
+    "dangling": (lambda path: _link_of_another(path, "nowhere"), EPERM),
     "directory": (os.mkdir, EISDIR),
     "driverless": (lambda path: os.mknod(path, stat.S_IFCHR, os.makedev(511, 7)), ENXIO),
 }
@@ -95,6 +100,7 @@ def test_what_is_in_the_way(filesystem: Path) -> None:
     for name, (make, _) in IN_THE_WAY.items():
         (source / name).write_bytes(b"new")
         make(copy / name)
+    copy.chmod(0o777)  # so that others can have put the links there
     before = facts(copy)
     expected = {os.fsencode(name): os.strerror(errno) for name, (_, errno) in IN_THE_WAY.items()}
     assert expected == refused(source, copy, "-aT")

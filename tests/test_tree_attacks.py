@@ -129,19 +129,25 @@ def attacks(scratch: Path, top: Path) -> list[Swap]:
 
     for name in ("a", "a/b", "a/b/c", "d"):
         link = evil / name.replace("/", "-")
-        link.symlink_to(scratch / "outside" / name)
+        _link(link, scratch / "outside" / name)
         swaps.append(partial(exchange, top, name, link))
     for directory in ("", "a", "a/b/c", "d"):
-        kinds: list[Callable[[Path, Path], object]] = [Path.symlink_to, _fifo, _directory, _other]
+        kinds: list[Callable[[Path, Path], object]] = [_link, _fifo, _directory, _other]
         for i, make in enumerate(kinds):
             decoy = evil / f"{directory.replace('/', '-')}.{i}"
             make(decoy, scratch / "outside" / directory / f"file{i}")
             name = os.path.join(directory, f"file{i}")
             swaps.append(partial(exchange, top, name, decoy))
         fifo = evil / f"{directory.replace('/', '-')}.fifo"
-        fifo.symlink_to(scratch / "outside" / directory / "file5")
+        _link(fifo, scratch / "outside" / directory / "file5")
         swaps.append(partial(exchange, top, os.path.join(directory, "fifo"), fifo))
     return swaps
+
+
+def _link(path: Path, outside: Path) -> None:
+    """One that somebody else has made."""
+    path.symlink_to(outside)
+    os.chown(path, 1234, 1234, follow_symlinks=False)
 
 
 def _fifo(path: Path, outside: Path) -> None:

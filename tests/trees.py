@@ -11,7 +11,6 @@ import re
 import socket
 import stat
 import subprocess
-from ast import literal_eval
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from errno import E2BIG, ENOSPC
@@ -393,7 +392,8 @@ def _above(path: bytes) -> Iterator[bytes]:
         yield path
 
 
-_COMPLAINT = re.compile(r"aiocp: cannot copy ('.*'|\".*\") to ('.*'|\".*\"): ([a-z].*): (.+)")
+_QUOTED = r"""((?:'[^']*'|\$'(?:\\.|[^'\\])*'|\\'|"[^"]*")+)"""
+_COMPLAINT = re.compile(rf"aiocp: cannot copy {_QUOTED} to {_QUOTED}: ([a-z].*): (.+)")
 
 
 def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
@@ -407,7 +407,7 @@ def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
     for line in stderr.splitlines():
         match = _COMPLAINT.fullmatch(line)
         assert match, line
-        one, other = (os.fsencode(literal_eval(match[side])) for side in (1, 2))
+        one, other = (_unquoted(match[side]) for side in (1, 2))
         path = one.removeprefix(os.fsencode(source)).removeprefix(b"/")
         assert path == other.removeprefix(os.fsencode(copy)).removeprefix(b"/"), line
         assert (path, match[3]) not in lines, line
@@ -415,6 +415,13 @@ def complaints(stderr: str, source: Path, copy: Path) -> dict[bytes, str]:
         lines.add((path, match[3]))
         said[path] = match[4]
     return said
+
+
+def _unquoted(word: str) -> bytes:
+    """What a shell takes a word for."""
+    return subprocess.run(
+        ["bash", "-c", f"printf %s {word}"], check=True, capture_output=True
+    ).stdout
 
 
 def _xattrs(fd: int) -> dict[str, bytes]:
