@@ -55,15 +55,19 @@ class Backups:
                 raise OSError(EINVAL, "backing up the destination might destroy the source")
 
     @contextmanager
-    def keeping(self, directory: int, name: bytes) -> Iterator[bytes | None]:
+    def keeping(self, directory: int, name: bytes) -> Iterator[bytes]:
         """Keep what has a name while the block gives the name away; yield the backup's name.
 
-        None where nothing is there. If the block raises, all is as before.
+        If the block raises, all is as before.
 
-        Raises OSError, "back up" in its text.
+        Raises OSError, "back up" in its text; ENOENT where nothing has the name any more.
         """
         with operation("back up"):
-            backup, undo = self._keep(directory, name)
+            old = File.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+            try:
+                backup, undo = self._keep(old, directory, name)
+            finally:
+                old.let_go()
         try:
             yield backup
         except BaseException:
@@ -71,27 +75,22 @@ class Backups:
                 undo()
             raise
 
-    def _keep(self, directory: int, name: bytes) -> tuple[bytes | None, Callable[[], object]]:
+    def _keep(self, old: File, directory: int, name: bytes) -> tuple[bytes, Callable[[], object]]:
         """Make a backup; its name, and what takes it back."""
-        try:
-            old = File.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
-        except FileNotFoundError:
-            return None, lambda: None
-        with old:
-            if stat.S_ISDIR(os.fstat(old.fileno()).st_mode):
-                raise fail(EISDIR, "back up")
-            while True:
-                backup, number = self._next(directory, name)
-                try:
-                    undo = _link(old, directory, backup, numbered=bool(number))
-                except FileExistsError:  # somebody else has taken the number
-                    self._highest(directory)[name] = number
-                    continue
-                except OSError:
-                    undo = _rename(directory, name, backup)
-                if number:
-                    self._highest(directory)[name] = number
-                return backup, undo
+        if stat.S_ISDIR(os.fstat(old.fileno()).st_mode):
+            raise fail(EISDIR, "back up")
+        while True:
+            backup, number = self._next(directory, name)
+            try:
+                undo = _link(old, directory, backup, numbered=bool(number))
+            except FileExistsError:  # somebody else has taken the number
+                self._highest(directory)[name] = number
+                continue
+            except OSError:
+                undo = _rename(directory, name, backup)
+            if number:
+                self._highest(directory)[name] = number
+            return backup, undo
 
     def _next(self, directory: int, name: bytes) -> tuple[bytes, int]:
         """The name of the next backup, and its number, 0 if it has none."""

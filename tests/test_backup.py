@@ -171,6 +171,13 @@ def test_a_new_file_that_does_not_come(
     assert copy.stat().st_nlink == 1
 
 
+def test_an_old_file_that_goes_meanwhile(source: Path, copy: Path) -> None:
+    """An error: what has no backup is not replaced, and another may be there by then."""
+    with pytest.raises(FileNotFoundError, match="back up: "):
+        copy_file(source, copy, backup="simple", progress=lambda *_: copy.unlink(missing_ok=True))
+    assert [] == os.listdir(copy.parent)
+
+
 def test_nothing_is_backed_up_before_all_bytes_are_there(source: Path, copy: Path) -> None:
     """A copy that fails on the way has changed nothing."""
 

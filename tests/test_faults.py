@@ -111,6 +111,7 @@ class Case:
     uid: int = 0
     hard_linked: bool = False
     unreadable: bool = False  # the destination's directory
+    backup: bool = False  # to be made, with a link or, where there is none to be had, without
 
     def __str__(self) -> str:
         return self.name
@@ -140,6 +141,7 @@ CASES = [
     Case("replaced, without AIO", ALWAYS | {"readv", "writev", "sync"}, OLD, ("io_setup",)),
     Case("new, directory not readable", ALWAYS | AIO | {"sync"}, uid=NOBODY, unreadable=True),
     Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
+    Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
 ]
 
 
@@ -164,6 +166,11 @@ class Round(NamedTuple):
 
 def rounds(calls: list[Call]) -> Iterator[Round]:
     """Every error of every call, and for ever the first one, or any of an AIO call."""
+    for by_child in (False, True):
+        yield from _rounds([call for call in calls if call.by_child is by_child])
+
+
+def _rounds(calls: list[Call]) -> Iterator[Round]:
     apart = {call.name for call in calls if call.by_child or call.name in NAMES["clone"]}
     groups = [{call.name for call in calls} - apart, *({name} for name in apart)]
     for group in groups:
@@ -205,7 +212,13 @@ def test_every_call_every_fault(case: Case, directory: Path) -> None:
 def command(case: Case, source: Path, to: Path) -> Copy:
     """The command for a case, in a directory that is made for it."""
     case.prepare(to)
-    options = ["--depth=4", "--block-size=64K", str(source), str(to / "copy")]
+    options = [
+        "--depth=4",
+        "--block-size=64K",
+        str(source),
+        str(to / "copy"),
+        *["-b"] * case.backup,
+    ]
     return Copy(options, f"{to}.stderr", case.refused, case.uid)
 
 
@@ -222,7 +235,10 @@ def complaints(case: Case, source: Path, directory: Path, faulty: Round) -> Iter
         if not (outcome.injected or call.name.startswith(("io_", "mmap"))):
             yield f"{fault}: it was not met"
         met = ours(call.name, outcome.injected)
-        if met and outcome.status == 0 and (call.name, faulty.errors[call.name]) in FATAL:
+        fatal = (call.name, faulty.errors[call.name]) in FATAL
+        if case.backup and call.name in NAMES["link"]:
+            fatal = call.by_child  # without a link the backup is renamed
+        if met and outcome.status == 0 and fatal:
             yield f"{fault}: the status is 0"
         yield from (f"{fault}: {wrong}; {outcome}" for wrong in judge(case, to, outcome))
 
@@ -235,6 +251,11 @@ def ours(name: str, text: str) -> bool:
 def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
     """What is wrong with what a copy has left."""
     names = {"copy", "other"} if case.hard_linked else {"copy"}
+    backup = directory / "copy~"
+    if case.backup and outcome.status == 0:
+        names.add(backup.name)
+        if not backup.exists() or backup.read_bytes() != case.old:
+            yield "status 0 without the backup"
     there = sorted(os.listdir(directory))
     copy = directory / "copy"
     found = copy.read_bytes() if copy.exists() else None
@@ -251,6 +272,7 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
         if len(lines) != 1 or not re.fullmatch(pattern, lines[0]):
             yield "the message is not one line with files, operation and reason"
         if "copied, but" in outcome.stderr:
+            names |= {backup.name} if case.backup else set()
             if found != NEW:
                 yield "it says copied and is not"
         elif "incomplete" in outcome.stderr:
