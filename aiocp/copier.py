@@ -339,7 +339,8 @@ class Copier:
                 transfer.sync = engine.Sync.FSYNC
             streamed = source.size is None or not destination.seekable
             try:
-                transfer.clone(self.reflink, set())
+                if not self.attributes_only:
+                    transfer.clone(self.reflink, set())
                 context = stack.enter_context(
                     Context(self.depth, self.block_size, aio=not transfer.cloned)
                 )
@@ -386,7 +387,7 @@ class Copier:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
         if self.attributes_only:
-            pass
+            transfer.size = 0
         elif transfer.cloned:
             self._report(transfer.size, transfer.size)
         elif source.size is None or not destination.seekable:
