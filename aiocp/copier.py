@@ -339,7 +339,8 @@ class Copier:
                 transfer.sync = engine.Sync.FSYNC
             streamed = source.size is None or not destination.seekable
             try:
-                transfer.clone(self.reflink, set())
+                if not self.attributes_only:
+                    transfer.clone(self.reflink, set())
                 context = stack.enter_context(
                     Context(self.depth, self.block_size, aio=not transfer.cloned)
                 )
