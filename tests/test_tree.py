@@ -442,6 +442,18 @@ def test_attributes_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
+def test_attributes_only_of_one_file(filesystem: Path) -> None:
+    """Also where a file can have the blocks of another, and even if it must."""
+    source, copy = filesystem / "source", filesystem / "copy"
+    source.write_bytes(b"new" * 100_000)
+    for there in (None, b"old", b"older" * 100_000):
+        if there is not None:
+            copy.write_bytes(there)
+        result = copy_file(source, copy, attributes_only=True, reflink="always")
+        assert (there or b"", "attributes", 0) == (copy.read_bytes(), result.method, result.size)
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("way", ["tree", "file", "in place"])
 @pytest.mark.parametrize("fstype", ["ext4", "xfs"])
 def test_attributes_are_on_the_disk(fstype: str, way: str, tmp_path: Path) -> None:
