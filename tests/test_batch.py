@@ -258,14 +258,17 @@ def test_no_descriptors_left(places: tuple[Path, Path]) -> None:
         (source / str(i)).write_bytes(b"new")
 
     def with_few() -> None:
-        count = len(list(OPEN_FILES.iterdir()))  # one of them the listing's
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count + 1 + 2 + 6, 4096))
+        highest = max(int(name) for name in os.listdir(OPEN_FILES))
+        while (lowest := os.dup(0)) < highest:  # earlier tests may have left gaps
+            pass
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 2 + 2 + 6, 4096))
         batch = begin(source, target, *map(str, range(8)))
         errors = end(batch)
         assert {EMFILE} == {error.errno for error in errors.values()}
         assert 1 <= len(errors) <= 6
         assert sorted(set(map(str, range(8))) - errors.keys()) == sorted(os.listdir(target))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (count, 4096))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 2, 4096))
         with pytest.raises(OSError, match="open directory: Too many open files"):
             begin(source, target)
 

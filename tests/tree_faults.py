@@ -47,6 +47,7 @@ FAULTS = {
     "utimensat": ["EIO"],
     "fallocate": ["ENOSPC"],
     "ftruncate": ["EIO"],
+    "ioctl": ["EIO", "EOPNOTSUPP"],
     "io_submit": ["EIO", "EAGAIN", "EINVAL"],
     "io_getevents": ["EINTR", "EINVAL"],
     "sync": ["EIO"],
@@ -166,14 +167,17 @@ class Bench:
         yield from flaws(self.new, self.old, facts(self.copy), said)
 
 
-def every_call(top: Path, points: Sequence[float], *, over: bool) -> list[str]:
+def every_call(
+    top: Path, points: Sequence[float], *, over: bool, cloned: bool = False
+) -> list[str]:
     """Fail each call of a copy at `points`, from 0 (its first time) to 1 (its last), or each time
-    if these are three; what went wrong by that."""
+    if these are three; what went wrong by that. Where files are `cloned`, none is read."""
     with contextlib.redirect_stderr(io.StringIO()):
         cli.run(["loads what is loaded late"])
     bench = Bench(top, over=over)
     counts = bench.counts()
-    missing = {"openat", "io_submit", "linkat", "close", "fchmod", "fchown"} - counts.keys()
+    copied = "ioctl" if cloned else "io_submit"
+    missing = {"openat", copied, "linkat", "close", "fchmod", "fchown"} - counts.keys()
     wrong = [f"{name} is not called" for name in missing]
     for name, count in sorted(counts.items()):
         for error in ERRORS.get(name, []):
