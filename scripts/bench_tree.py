@@ -51,7 +51,7 @@ NOT_SYNCED = {
     "rsync -a": 'exec rsync -a "$1/" "$2"',
     "tar | tar": 'mkdir "$2" && tar -C "$1" -cf - . | tar -C "$2" -xf -',
     "fpsync": 'mkdir "$2" && exec fpsync -n 4 -f 2000 -t "$2.fpsync" "$1/" "$2/"',
-    "uutils cp -r": f'exec {UUTILS}/cp -r "$1" "$2"',
+    "uutils cp -r": f'exec {UUTILS}/cp -r --reflink=never "$1" "$2"',
     "rclone copy": 'exec rclone copy --config "" --transfers 16 --checkers 16 "$1" "$2"',
     "shutil.copytree": _python(SHUTIL),
 }

@@ -1,0 +1,39 @@
+"""How many files of a tree are open at once: what depth asks for and RLIMIT_NOFILE allows."""
+
+import sys
+from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
+from typing import NamedTuple
+
+from aiocp.batch import CAPACITY
+from aiocp.target import KEPT_OPEN
+
+# How many batches may be on their way to be opened, or placed
+AHEAD, BEHIND = 3, 4
+
+# How many small files wait without a name for one sync of the file system, at most and as a
+# multiple of the depth. 20,000 files, cold, took 1.3 s on ext4, 1.3 on XFS, 2.1 on Btrfs; each with
+# a sync of its own 1.9, 1.9, 4.0
+_TOGETHER, _TOGETHER_OF_DEPTH = 1024, 4
+
+# How many descriptors are left to the rest of the process
+_OTHERS = 64
+
+
+class Budget(NamedTuple):
+    """The depth, the files of a batch, and how many wait for a sync."""
+
+    depth: int
+    batch: int
+    together: int
+
+
+def budget(depth: int) -> Budget:
+    """Two descriptors for each slot, and for each file of the batches that are open ahead; one for
+    each that waits for its sync or is being synced; those of the directories on the way down. So
+    depth bounds them all, and RLIMIT_NOFILE does."""
+    limit, _ = getrlimit(RLIMIT_NOFILE)
+    room = sys.maxsize if limit == RLIM_INFINITY else limit - 2 * KEPT_OPEN - _OTHERS
+    depth = max(1, min(depth, room // 8))
+    batch = max(1, min(CAPACITY, depth, room // 32))
+    rest = room - 2 * depth - 2 * (AHEAD + 2) * batch
+    return Budget(depth, batch, max(1, min(_TOGETHER, _TOGETHER_OF_DEPTH * depth, rest // 2)))

@@ -1,0 +1,598 @@
+"""Copy a tree: every file a transfer of its own, all through one engine and one context.
+
+    walk     files are opened by the batch ahead of the engine, which reads, writes and syncs them;
+             links and specials are made, and directories, at once
+    commit   files whose sync is down get their names, small ones by the batch behind the engine
+    leave    a directory whose last entry is in place gets its attributes and is synced, then counts
+             as an entry of its parent that is in place
+
+Ahead are two side threads, behind is one, all with calls that need no GIL. Where it is faster
+small files are synced together, by syncfs(2), before they get their names. Errors of single entries
+are collected, and the rest goes on.
+"""
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from errno import EINVAL, EISDIR, ESTALE
+
+from aiocp.backup import Backups, Replaced
+from aiocp.batch import SMALL, Batch, SmallFile
+from aiocp.budget import Budget
+from aiocp.context import Context
+from aiocp.copier import (
+    Progress,
+    rung,
+)
+from aiocp.engine import Engine, Sync, Transfer
+from aiocp.errors import Cancel, fail, look, operation
+from aiocp.hard_links import HardLinks, Identity, identity
+from aiocp.linux import File, dirty_bytes, has_syncfs
+from aiocp.nodes import link_node
+from aiocp.opening import Opening
+from aiocp.outcome import Outcome
+from aiocp.placing import Placing, Written
+from aiocp.source import Source
+from aiocp.target import Target, TargetSync, make_directory
+from aiocp.transfer import (
+    DirectorySync,
+    assert_durable,
+    sync_directory,
+    what_stopped,
+)
+from aiocp.tree import Directory, Enter, Entry, Step, walk
+from aiocp.tree_file import TreeFile, begin
+from aiocp.tree_node import make
+from aiocp.tree_options import TreeOptions
+
+# Bytes of other programs that a sync of the file system may write along, about what a disk writes
+# in a second
+_OTHERS_DIRTY = 256 << 20
+
+
+class TreeCopy:
+    """The state of one copy_tree()."""
+
+    def __init__(
+        self,
+        names: tuple[bytes, bytes],
+        how: TreeOptions,
+        limits: Budget,
+        links: HardLinks,
+        on_entry: Callable[[Outcome], object] | None,
+        on_error: Callable[[OSError], object] | None,
+        progress: Progress | None,
+        cancel: Cancel | None,
+    ) -> None:
+        self.names, self.how = names, how
+        self.on_entry, self.on_error = on_entry, on_error
+        self.progress, self.cancel = progress, cancel
+        self.files = self.directories = self.links = self.specials = self.bytes = 0
+        self.holes = self.reflinked = 0
+        self.errors: list[OSError] = []
+        self._root: Target | None = None
+        self._placing = Placing(limits.together)
+        self._opening = Opening(self._new_batch, limits.batch, how.reflink)
+        self._moved = self._reported = 0  # bytes
+        self._open: set[TreeFile] = set()
+        self._targets: set[Target] = set()
+        self._stream_block = memoryview(bytearray(SMALL))
+        self._copied = links
+        self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
+        self._top = os.path.abspath(names[1])
+        self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
+
+    def run(
+        self,
+        context: Context,
+        one_file_system: bool,
+        exclude: Callable[[bytes, bool], bool] | None,
+    ) -> None:
+        """Copy everything; errors of single entries go into `errors`."""
+        with operation("open source"):
+            file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
+            root = Directory(file, b"", None, b"")
+        steps = walk(
+            root,
+            self._failed,
+            follow=self.how.follow,
+            one_file_system=one_file_system,
+            wanted=None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
+        )
+        transfers = self._transfers(steps)
+        self._context = context
+        engine = Engine(context, transfers)
+        with closing(steps), closing(transfers):
+            self._drive(engine)
+        if self._root is not None and self._root.together:
+            try:
+                self._placing.sync()
+            except OSError as error:  # no name that was put in place since the last is durable
+                self._failed(b"", error)
+        if self.how.sync and self._root is not None and self._root.created:
+            try:
+                self._sync_parent(context)
+            except OSError as error:
+                error.strerror = f"its name is not durable: {error.strerror}"
+                self._failed(b"", error)
+
+    def _drive(self, engine: Engine) -> None:
+        while True:
+            for transfer in engine.run():
+                self._look()
+                if transfer is not None:
+                    self._ended(transfer)
+                self._take_placed()
+                self._hand_over(engine)
+            if not self._placing.pending:
+                return
+            for written in self._placing.rest():
+                self._placed(written)
+            self._hand_over(engine)
+
+    def _hand_over(self, engine: Engine) -> None:
+        while self._begun:
+            engine.add(self._begun.popleft())
+
+    def _look(self) -> None:
+        """See whether to stop, and tell how far it is."""
+        look(self.cancel)
+        if self.progress is not None and self._moved != self._reported:
+            self._reported = self._moved
+            self.progress(self._moved, 0)
+
+    def _sync_parent(self, context: Context) -> None:
+        """Have the root's own name on the disk."""
+        parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
+        with operation("sync"), File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
+            for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
+                if transfer is not None and transfer.failed:
+                    raise what_stopped(transfer)
+            assert_durable(file.fileno())
+
+    @property
+    def syncs(self) -> int:
+        """How often the file system was synced."""
+        return self._placing.syncs
+
+    def close(self) -> None:
+        """Let go of what an exception has left open."""
+        self._placing.close()
+        self._opening.close()
+        for transfer in self._open:
+            transfer.close()
+        for target in self._targets:
+            target.file.let_go()
+
+    # --- what the walk gives ---
+
+    def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer, None, None]:
+        for step in steps:
+            if isinstance(step, Entry):
+                if step.is_file and self.how.batches:
+                    if self._wanted(step) and self._add(step):
+                        for batch in self._opening.open():
+                            yield from self._opened(batch)
+                else:
+                    directory = step.directory
+                    yield from self._other(directory.data, step.name, directory.fd())
+            elif isinstance(step, Enter):
+                try:
+                    self._enter(step.directory)
+                except OSError as error:
+                    if step.directory.parent is None:
+                        raise
+                    step.directory.skip = True
+                    self._failed(step.directory.path, error)
+            elif step.directory.data is not None:
+                self._arrived(step.directory.data)
+            while self._begun:
+                yield self._begun.popleft()
+        for batch in self._opening.rest():
+            yield from self._opened(batch)
+
+    def _wanted(self, entry: Entry) -> bool:
+        """Whether to copy a regular file over what has its name."""
+        if self.how.replace is None:
+            return True
+        target: Target = entry.directory.data
+        path = entry.directory.join(entry.name)
+        try:
+            with operation("open source"):
+                seen = os.stat(entry.name, dir_fd=entry.directory.fd(), follow_symlinks=False)
+            return self._may_replace(target, entry.name, path, seen)
+        except OSError as error:
+            self._failed(path, error)
+        return False
+
+    def _add(self, entry: Entry) -> bool:
+        """Have a file opened with others; whether there are enough of them."""
+        try:
+            return self._opening.add(entry.directory, entry.name)
+        except OSError as error:
+            self._failed(entry.directory.join(entry.name), error)
+            return False
+
+    def _new_batch(self, target: Target) -> Batch:
+        return Batch(
+            self.how.preserve,
+            Sync.NONE if target.together else self.how.file_sync,
+            allow_changed=self.how.allow_changed,
+            replace=not (self.how.remove or self.how.backs_up),
+            holes=self.how.sparse == "auto",
+        )
+
+    def _opened(self, batch: Batch) -> Iterator[Transfer]:
+        self._look()  # where all is in memory no transfer ends
+        self._take_placed()
+        batch.waiting = 1
+        for transfer in batch.transfers(self._opening.alignments, self.how.block_size):
+            batch.waiting += 1
+            yield transfer
+        for index, from_fd in batch.others():
+            target = batch.where(index)
+            yield from self._other(target, batch.name(index), from_fd, wanted=True)
+            self._arrived(target)
+        self._written(batch)
+
+    def _other(
+        self, target: Target, name: bytes, from_fd: int, *, wanted: bool = False
+    ) -> Iterator[Transfer]:
+        """Copy what is not for a batch; `wanted` even over what has its name."""
+        path = target.directory.join(name)
+        try:
+            transfer = self._entry(target, name, from_fd, path, wanted=wanted)
+        except OSError as error:
+            self._failed(path, error)
+        else:
+            if transfer is not None:
+                yield transfer
+            else:
+                look(self.cancel)
+
+    def _enter(self, directory: Directory) -> None:
+        """Make, or take, the directory that goes with one of the source's."""
+        parent: Target | None = None
+        if directory.parent is None:
+            directory.data = self._root = self._placing.root = self._make_root(directory)
+            return
+        parent = directory.parent.data
+        assert parent is not None
+        assert self._root is not None
+        if self._root.is_same(directory.stat):
+            raise fail(EINVAL, "cannot copy a directory into itself")
+        directory.data = self._take(directory, parent, directory.name)
+        if not self.how.keep_links:  # a link's ".." is not where the link is
+            parent.park_above()
+
+    def _make_root(self, directory: Directory) -> "Target":
+        target = self._take(directory, None, self.names[1])
+        if target.is_same(directory.stat):
+            raise fail(EINVAL, "cannot copy a directory into itself")
+        return target
+
+    def _take(self, directory: Directory, parent: Target | None, path: bytes) -> Target:
+        """Make or take a directory, and give it what it can have before its entries; the rest
+        would be undone by them."""
+        file, created = make_directory(path, parent, follow=parent is None or self.how.keep_links)
+        backups = Backups(*self.how.backup) if self.how.backs_up else None
+        try:
+            with operation("make directory"):
+                target = Target(file, directory, parent, created=created, backups=backups)
+        except OSError:
+            file.let_go()  # the error lives on, and all that it knows with it
+            raise
+        self._targets.add(target)
+        if parent is None:
+            # other names promise the data of files that are only looked at: all of it, at the end
+            together = self.how.link == "hard" or _syncs_together(file.fileno())
+            target.together = self.how.sync and together
+        early = self.how.preserve - {"timestamps"}
+        if early:
+            try:
+                with operation("set attributes"):
+                    target.carry(early)
+            except OSError as error:  # what is below can be copied all the same
+                target.failed = True
+                self._failed(directory.path, error)
+        self.directories += 1
+        if created:
+            self._tell(directory.path, "directory")
+        return target
+
+    def _entry(
+        self, target: Target, name: bytes, from_fd: int, path: bytes, *, wanted: bool
+    ) -> Transfer | None:
+        """Begin to copy a file; anything else is copied at once."""
+        with operation("open source"):
+            seen = os.stat(name, dir_fd=from_fd, follow_symlinks=self.how.follow)
+        if not (wanted or self._may_replace(target, name, path, seen)):
+            return None
+        if stat.S_ISDIR(seen.st_mode):
+            raise fail(ESTALE, "became a directory")
+        key = (seen.st_dev, seen.st_ino)
+        several = seen.st_nlink > 1 or self.how.follow  # a link that is followed is a name too
+        linked = several and "links" in self.how.preserve and self.how.link != "hard"
+        if linked and self._link(key, target, name, path):
+            return None
+        if self.how.link is None and self.how.has_contents(seen):
+            source = Source(
+                name, "auto", self.how.block_size, dir_fd=from_fd, seen=seen, follow=self.how.follow
+            )
+            transfer = begin(
+                self.how,
+                target,
+                name,
+                source,
+                refused=self._opening.refused[target.stat.st_dev],
+                block=self._stream_block,
+                cancel=self.cancel,
+            )
+            self._open.add(transfer)
+            if linked:
+                transfer.identity, self._in_flight[key] = key, transfer
+            return transfer
+        made = make(self.how, target, name, from_fd, os.path.join(self.names[0], path), seen)
+        if made is not None:
+            self._count(path, made.method, made.replaced, is_link=made.is_link)
+        if linked:
+            found = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
+            self._remember(key, target, name, found)
+        return None
+
+    def _remember(
+        self, source: Identity, target: Target, name: bytes, made: os.stat_result
+    ) -> None:
+        """That a file which has other names was copied."""
+        directory = os.path.join(self._top, target.directory.path)
+        self._copied.add(source, directory, name, identity(made))
+
+    def _may_replace(self, target: Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
+        """Whether what has the name, if anything has, is to be replaced."""
+        if self.how.replace is None:
+            return True
+        follow = self.how.writes_through(seen)
+        try:
+            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=follow)
+        except FileNotFoundError:
+            return True
+        if self.how.replace(path, seen, existing):
+            return True
+        self._tell(path, "skipped")
+        return False
+
+    def _link(self, source: Identity, target: Target, name: bytes, path: bytes) -> bool:
+        """Give a file that is copied already, or on its way, another name; whether it is."""
+        if (transfer := self._in_flight.get(source)) is not None:
+            transfer.other_names.append((target, name, path))
+            target.waiting += 1
+            return True
+        if (copied := self._copied.get(source)) is None:
+            return False
+        flags = os.O_PATH if self.how.follow else os.O_PATH | os.O_NOFOLLOW
+        with operation("link"), File.open_far(copied[0], flags) as file:
+            found = os.fstat(file.fileno())
+            if copied[1] != identity(found):
+                raise fail(ESTALE, "its first name was replaced meanwhile")
+            self._link_to(file.fileno(), target, name, path, found)
+        return True
+
+    def _link_to(
+        self, fd: int, target: Target, name: bytes, path: bytes, found: os.stat_result
+    ) -> None:
+        if stat.S_ISREG(found.st_mode) and not (
+            target.created or self.how.remove or self.how.backs_up
+        ):
+            with suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.stat(name, dir_fd=target.fd()).st_mode):
+                    raise fail(EISDIR, "cannot overwrite a directory with what is none")
+        replaced = link_node(fd, found, target.fd(), name, backups=target.backups)
+        self._count(path, "hard-link", replaced or Replaced())
+
+    # --- what the engine gives back ---
+
+    def _ended(self, transfer: Transfer) -> None:
+        if isinstance(transfer, SmallFile):
+            batch = transfer.batch
+            if transfer.failed:
+                batch.failed(transfer.index, what_stopped(transfer))
+            self._written(batch)
+        elif isinstance(transfer, TreeFile):
+            self._moved += transfer.bytes_written + transfer.holes
+            if transfer.waits and not transfer.failed:
+                transfer.let_source_go()
+                self._hold(transfer, 1)
+            else:
+                self._commit(transfer)
+        else:
+            assert isinstance(transfer, TargetSync)
+            try:
+                if transfer.failed:
+                    raise what_stopped(transfer)
+                assert_durable(transfer.write_fd)
+            except OSError as error:
+                self._failed(transfer.target.directory.path, error)
+            self._arrived(self._settle(transfer.target))
+
+    def _written(self, batch: Batch) -> None:
+        """One file less of a batch is to be written; after the last it is placed."""
+        batch.waiting -= 1
+        if batch.waiting:
+            return
+        if self.how.sync and batch.sync is Sync.NONE:
+            batch.seal()
+            self._hold(batch, len(batch))
+        else:
+            for written in self._placing.place(batch):
+                self._placed(written)
+
+    def _hold(self, written: Written, count: int) -> None:
+        for other in self._placing.hold(written, count):
+            self._placed(other)
+
+    def _take_placed(self) -> None:
+        for written in self._placing.settled():
+            self._placed(written)
+
+    def _placed(self, written: Written) -> None:
+        """Tell what became of what was to be placed."""
+        if isinstance(written, Batch):
+            self._batch_placed(written)
+        else:
+            self._commit(written)
+
+    def _batch_placed(self, batch: Batch) -> None:
+        for index, error in batch.failures():
+            self._failed(batch.where(index).directory.join(batch.name(index)), error)
+        if self.on_entry is not None:
+            for index, how in batch.copied():
+                path = batch.where(index).directory.join(batch.name(index))
+                self._tell(path, "plain" if how == "aio-buffered" and self._context.plain else how)
+        self.files += batch.placed
+        self.reflinked += batch.cloned
+        self.bytes += batch.size
+        self._moved += batch.size
+        for target, count in zip(batch.data, batch.counts, strict=True):
+            if count:
+                self._arrived(target, count)
+        self._opening.let_go(batch)
+
+    def _commit(self, transfer: TreeFile) -> None:
+        """Put a finished file, and the names linked to it, in place."""
+        try:
+            if transfer.failed:
+                raise what_stopped(transfer)
+            self._put_in_place(transfer)
+        except OSError as error:
+            self._failed(transfer.path, error)
+            for _, _, path in transfer.other_names:
+                self._failed(path, fail(error.errno or ESTALE, "its first name was not copied"))
+        finally:
+            if transfer.identity is not None:
+                del self._in_flight[transfer.identity]
+            self._open.discard(transfer)
+            transfer.close()
+        self._arrived(transfer.target)
+        for target, _, _ in transfer.other_names:
+            self._arrived(target)
+
+    def _put_in_place(self, transfer: TreeFile) -> None:
+        destination = transfer.destination
+        destination.commit(flush=transfer.target.flush)
+        if transfer.place is not None and self.how.sync and not destination.in_place:
+            sync_directory(transfer.place.directory, transfer.place.readable)
+        self.files += 1
+        self.bytes += transfer.size
+        self.holes += transfer.holes
+        self.reflinked += transfer.cloned
+        if self.on_entry is not None:
+            method = rung(transfer, self._context, transfer.streamed)
+            if self.how.attributes_only:
+                method = "attributes"
+            self._tell(transfer.path, method, destination.removes, destination.backup)
+        if transfer.identity is None:
+            return
+        if transfer.place is None or self.how.follow:
+            self._link_others(transfer, transfer.identity, destination.fd)
+        else:  # the link is what gets another name
+            flags = os.O_PATH | os.O_NOFOLLOW
+            with File.open(transfer.name, flags, dir_fd=transfer.target.fd()) as link:
+                self._link_others(transfer, transfer.identity, link.fileno())
+
+    def _link_others(self, transfer: TreeFile, source: Identity, fd: int) -> None:
+        """Link the names of a file that came while it was in flight, those furthest down first:
+        the way up to a parked directory begins at the one before, and no more than these two are
+        open."""
+        with operation("look at copy"):
+            found = os.fstat(fd)
+        self._remember(source, transfer.target, transfer.name, found)
+        before: Target | None = None
+        names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
+        for target, name, path in names:
+            parked = target.file.fileno() < 0
+            try:
+                self._link_to(fd, target, name, path, found)
+            except OSError as error:
+                self._failed(path, error)
+            if parked:
+                if before is not None:
+                    before.park()
+                before = target
+        if before is not None:
+            before.park()
+
+    def _arrived(self, target: Target | None, count: int = 1) -> None:
+        """That much less is to be put into a directory; after the last it is finished."""
+        while target is not None:
+            target.waiting -= count
+            count = 1
+            if target.waiting:
+                return
+            try:
+                with operation("set attributes"):
+                    target.finish(self.how.preserve)
+            except OSError as error:
+                if not target.failed:
+                    self._failed(target.directory.path, error)
+            if self.how.sync and not target.together:
+                try:
+                    self._begun.append(TargetSync(target))
+                except OSError as error:
+                    self._failed(target.directory.path, error)
+                else:
+                    return
+            target = self._settle(target)
+
+    def _settle(self, target: Target) -> Target | None:
+        """Let go of a finished directory; the one that it counts as an entry of."""
+        if target.parent is not None:  # the root is still to be synced
+            target.let_go()
+            self._targets.discard(target)
+        return target.parent
+
+    def _count(
+        self, path: bytes, method: str, replaced: Replaced, *, is_link: bool = False
+    ) -> None:
+        """Count, and tell of, what was made at once."""
+        if is_link:
+            self.links += 1
+        elif method == "special":
+            self.specials += 1
+        else:
+            self.files += 1
+        self._tell(path, method, replaced.existed, replaced.backup)
+
+    def _tell(
+        self, path: bytes, method: str, existed: bool = False, backup: bytes | None = None
+    ) -> None:
+        if self.on_entry is None:
+            return
+        source, destination = self._both(path)
+        kept = None
+        if backup is not None:
+            kept = os.fsdecode(os.path.join(os.path.dirname(os.fsencode(destination)), backup))
+        self.on_entry(Outcome(source, destination, method, kept, existed and backup is None))
+
+    def _both(self, path: bytes) -> tuple[str, str]:
+        """The names of an entry on both sides."""
+        source, destination = (os.path.join(name, path) if path else name for name in self.names)
+        return os.fsdecode(source), os.fsdecode(destination)
+
+    def _failed(self, path: bytes, error: BaseException) -> None:
+        """Take down what was not copied."""
+        if not isinstance(error, OSError):
+            raise error
+        error.filename, error.filename2 = self._both(path)
+        self.errors.append(error)
+        if self.on_error is not None:
+            self.on_error(error)
+
+
+def _syncs_together(fd: int) -> bool:
+    """Whether to sync the file system as a whole, for many files at once."""
+    try:
+        return has_syncfs(fd) and dirty_bytes() < _OTHERS_DIRTY
+    except OSError:  # what others have to write cannot be told
+        return False

@@ -1,0 +1,150 @@
+"""A file of a tree that is no batch's: large, with several names, or over something special."""
+
+import os
+import stat
+from contextlib import suppress
+
+from aiocp import stream
+from aiocp.batch import SMALL
+from aiocp.destination import Destination
+from aiocp.engine import Sync
+from aiocp.errors import Cancel
+from aiocp.hard_links import Identity
+from aiocp.place import Place
+from aiocp.source import Source
+from aiocp.target import Target
+from aiocp.transfer import FileTransfer
+from aiocp.tree_options import TreeOptions
+
+
+class TreeFile(FileTransfer):
+    """A file on its way into a target, and the names that are to be linked to it."""
+
+    def __init__(
+        self,
+        target: Target,
+        name: bytes,
+        source: Source,
+        destination: Destination,
+        sync: Sync,
+        allow_changed: bool,
+        place: Place | None,
+    ) -> None:
+        super().__init__(
+            source,
+            destination,
+            sync=sync is not Sync.NONE,
+            allow_changed=allow_changed,
+            must_be_direct=False,
+        )
+        if self.sync is not Sync.NONE:
+            self.sync = sync
+        self.target, self.name = target, name
+        self.place = place  # where a link at the destination leads
+        self.streamed = False
+        self.waits = False  # for the sync of the file system
+        self.identity: Identity | None = None  # of the source, if names are to be linked
+        self.other_names: list[tuple[Target, bytes, bytes]] = []  # with the path, for messages
+
+    @property
+    def path(self) -> bytes:
+        """Below the root, for messages."""
+        return self.target.directory.join(self.name)
+
+    def let_source_go(self) -> None:
+        """Close the source: all of it was read."""
+        with suppress(OSError):
+            self.source.close()
+
+    def close(self) -> None:
+        try:
+            self.destination.close()  # its errors were told before the commit, or it is thrown away
+        except OSError:
+            pass
+        finally:
+            if self.place is not None:
+                with suppress(OSError):
+                    self.place.directory.close()
+            with suppress(OSError):
+                self.source.close()
+
+
+def begin(
+    how: TreeOptions,
+    target: Target,
+    name: bytes,
+    source: Source,
+    *,
+    refused: set[int],
+    block: memoryview,
+    cancel: Cancel | None,
+) -> TreeFile:
+    """Open the destination of a file, and clone it or lay it out for the engine.
+
+    `refused` are the devices from which nothing can be cloned there; what has no size is copied at
+    once, through `block`. Closes the source where it raises.
+    """
+    size = 0 if how.attributes_only else source.size or 0
+    place: Place | None = None
+    try:
+        remove = how.remove
+        if not (remove or how.backs_up or target.created):
+            place, remove = _behind_link(how, target, name)
+        destination = Destination(
+            place.directory if place else target.opened(),
+            place.name if place else name,
+            source,
+            "never" if size <= SMALL else "auto",
+            how.block_size,
+            preserve=how.preserve,
+            mask=None if place else target.mask,
+            remove=remove,
+            backups=target.backups,
+            attributes_only=how.attributes_only,
+            wait=how.copy_contents,
+            force=how.force,
+            cancel=cancel,
+        )
+    except BaseException:
+        source.close()
+        if place is not None:
+            place.directory.close()
+        raise
+    transfer = TreeFile(target, name, source, destination, how.file_sync, how.allow_changed, place)
+    try:
+        if how.attributes_only or transfer.clone(how.reflink, refused):
+            pass
+        elif source.size is None:
+            transfer.streamed = True
+            for size in stream.copy(source.fd, destination.fd, block, cancel):
+                transfer.bytes_read = transfer.bytes_written = size
+        else:
+            transfer.lay_out(how.sparse, reserve=size > SMALL)
+    except BaseException:
+        transfer.close()
+        raise
+    if destination.in_place and "mode" in how.preserve and transfer.sync is Sync.FDATASYNC:
+        transfer.sync = Sync.FSYNC  # only the mode of a new file is synced with its data
+    light = size <= SMALL or transfer.cloned  # few bytes of it are not on the disk yet
+    if target.together and light and not (destination.in_place or place):
+        transfer.sync, transfer.waits = Sync.NONE, True
+    transfer.size = size
+    target.waiting += 1
+    return transfer
+
+
+def _behind_link(how: TreeOptions, target: Target, name: bytes) -> tuple[Place | None, bool]:
+    """Where a link leads that has the name, if one has, and whether to remove that instead."""
+    fd = target.fd()
+    try:
+        found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None, False
+    if not stat.S_ISLNK(found.st_mode):
+        return None, False
+    if "links" in how.preserve and not how.attributes_only:
+        with suppress(FileNotFoundError):  # a dangling link, refused below
+            led_to = os.stat(name, dir_fd=fd)
+            if led_to.st_nlink > 1 and not stat.S_ISDIR(led_to.st_mode):
+                return None, True  # as cp, to leave what is linked to alone
+    return Place.behind(target.opened(), name), False

@@ -1,0 +1,69 @@
+"""How a tree is to be copied: the options of copy_tree() that more than one module looks at."""
+
+import os
+import stat
+from collections.abc import Callable
+from typing import NamedTuple
+
+from aiocp.backup import NONE
+from aiocp.copier import Link
+from aiocp.engine import Sync
+from aiocp.extents import Sparse
+from aiocp.reflink import Reflink
+
+# whether to replace, given the path, the source's stat and that of what has its name
+Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
+
+
+class TreeOptions(NamedTuple):
+    """As copy_tree() has them; `follow` is its `follow_symlinks`, `remove` its
+    `remove_destination`, `keep_links` its `keep_directory_symlink`, `backup` the kind and suffix.
+    """
+
+    block_size: int
+    sparse: Sparse
+    reflink: Reflink
+    preserve: frozenset[str]
+    follow: bool
+    sync: bool
+    allow_changed: bool
+    replace: Replace | None
+    remove: bool
+    backup: tuple[str, bytes]
+    link: Link | None
+    attributes_only: bool
+    copy_contents: bool
+    keep_links: bool
+    force: bool
+
+    @property
+    def backs_up(self) -> bool:
+        """Whether what is replaced is kept under another name."""
+        return self.backup[0] != NONE
+
+    @property
+    def file_sync(self) -> Sync:
+        """What a file needs before it gets its name: the mode alone is synced with the data."""
+        if not self.sync:
+            return Sync.NONE
+        return Sync.FSYNC if self.preserve - {"mode", "links"} else Sync.FDATASYNC
+
+    @property
+    def batches(self) -> bool:
+        """Whether small files may be copied by the batch.
+
+        Not where each link that is followed is a name of its file, or files are not what they seem.
+        """
+        linked = self.follow and "links" in self.preserve
+        return not (linked or self.link or self.attributes_only or self.sparse == "always")
+
+    def has_contents(self, seen: os.stat_result) -> bool:
+        """Whether to copy what is in something, rather than to make another of its kind."""
+        if stat.S_ISREG(seen.st_mode):
+            return True
+        return self.copy_contents and not (stat.S_ISLNK(seen.st_mode) or stat.S_ISDIR(seen.st_mode))
+
+    def writes_through(self, seen: os.stat_result) -> bool:
+        """Whether a link at the destination is followed to copy this."""
+        renews = self.remove or self.backs_up or self.link is not None
+        return self.has_contents(seen) and not renews
