@@ -83,6 +83,8 @@ ffibuilder.cdef(
     int slots_resize(struct aiocp_slots *s, unsigned nr, size_t block_size);
     void slots_prep_preadv(struct aiocp_slots *s, unsigned slot, int fd, size_t skip, size_t length,
                            long long offset);
+    void slots_prep_cached(struct aiocp_slots *s, unsigned slot, int fd, size_t skip, size_t length,
+                           long long offset);
     void slots_prep_pwritev(struct aiocp_slots *s, unsigned slot, int fd, size_t skip,
                             size_t length, long long offset);
     void slots_prep_fsync(struct aiocp_slots *s, unsigned slot, int fd);
@@ -354,6 +356,14 @@ ffibuilder.set_source(
         io_prep_preadv(slots_enqueue(s, slot), fd, slots_iovec(s, slot, skip, length), 1, offset);
     }
 
+    /* What is not in memory is EAGAIN, or ends the read: preadv2(2), since Linux 4.14. */
+    static void slots_prep_cached(struct aiocp_slots *s, unsigned slot, int fd, size_t skip,
+                                  size_t length, long long offset)
+    {
+        slots_prep_preadv(s, slot, fd, skip, length, offset);
+        s->iocbs[slot].aio_rw_flags = RWF_NOWAIT;
+    }
+
     static void slots_prep_pwritev(struct aiocp_slots *s, unsigned slot, int fd, size_t skip,
                                    size_t length, long long offset)
     {
@@ -425,7 +435,11 @@ ffibuilder.set_source(
         int fd = iocb->aio_fildes;
         long r;
         switch (iocb->aio_lio_opcode) {
-        case IO_CMD_PREADV: r = preadv(fd, iovec, 1, iocb->u.c.offset); break;
+        case IO_CMD_PREADV:
+            r = iocb->aio_rw_flags
+                ? preadv2(fd, iovec, 1, iocb->u.c.offset, iocb->aio_rw_flags)
+                : preadv(fd, iovec, 1, iocb->u.c.offset);
+            break;
         case IO_CMD_PWRITEV: r = pwritev(fd, iovec, 1, iocb->u.c.offset); break;
         case IO_CMD_FDSYNC: r = fdatasync(fd); break;
         default: r = fsync(fd);

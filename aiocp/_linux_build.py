@@ -29,6 +29,7 @@ ffibuilder.cdef(
     int syncfs(int fd);
     int direct_alignment(int fd, unsigned *memory, unsigned *offset);
     long long filesystem_type(int fd);
+    long long cached_bytes(int fd, long long offset, long long length, int *dirty);
     """
 )
 
@@ -254,6 +255,18 @@ ffibuilder.set_source(
     {
         struct statfs status;
         return fstatfs(fd, &status) < 0 ? -1 : (long long)status.f_type;
+    }
+
+    static long long cached_bytes(int fd, long long offset, long long length, int *dirty)
+    {
+        enum { CACHESTAT = 451 };
+        uint64_t range[2] = {offset, length};
+        struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages = {0};
+        *dirty = 0;
+        if (syscall(CACHESTAT, fd, range, &pages, 0) < 0)
+            return 0;
+        *dirty = pages.dirty || pages.writeback;
+        return pages.cached * sysconf(_SC_PAGESIZE);
     }
     """,
 )

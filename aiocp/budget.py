@@ -28,12 +28,13 @@ class Budget(NamedTuple):
 
 
 def budget(depth: int) -> Budget:
-    """Two descriptors for each slot, and for each file of the batches that are open ahead; one for
-    each that waits for its sync or is being synced; those of the directories on the way down. So
-    depth bounds them all, and RLIMIT_NOFILE does."""
+    """Three descriptors for each slot, whose file may have a second one for what of it is cached;
+    two for each file of the batches that are open ahead; one for each that waits for its sync or is
+    being synced; those of the directories on the way down. So depth bounds them all, and
+    RLIMIT_NOFILE does."""
     limit, _ = getrlimit(RLIMIT_NOFILE)
     room = sys.maxsize if limit == RLIM_INFINITY else limit - 2 * KEPT_OPEN - _OTHERS
     depth = max(1, min(depth, room // 8))
     batch = max(1, min(CAPACITY, depth, room // 32))
-    rest = room - 2 * depth - 2 * (AHEAD + 2) * batch
+    rest = room - 3 * depth - 2 * (AHEAD + 2) * batch
     return Budget(depth, batch, max(1, min(_TOGETHER, _TOGETHER_OF_DEPTH * depth, rest // 2)))

@@ -43,6 +43,7 @@ class Context:
         with operation("allocate buffers"):
             self._slots.resize(self.depth, block_size)
         self.prep_read = self._slots.prep_preadv
+        self.prep_read_cached = self._slots.prep_cached
         self.prep_write = self._slots.prep_pwritev
         self.prep_fsync = self._slots.prep_fsync
         self.prep_fdsync = self._slots.prep_fdsync

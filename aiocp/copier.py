@@ -47,19 +47,21 @@ class CopyResult:
     """What happened, not what was asked.
 
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
-    `rate` in bytes per second. `method` is the rung that carried the data: "aio-direct" (O_DIRECT
-    on both sides), "aio-buffered", "plain" (preadv and pwritev), "stream" (read and write), or
-    "reflink": none was carried, the copy shares the source's blocks; "attributes", "hard-link" or
-    "symbolic-link" where that was all there was to do. `holes` are bytes that were not written
-    because the copy has holes there: with `bytes_written` they are `size`. `backup` is the
-    name of the backup, None without one, and `removed` tells that what was there is gone and has
-    left nothing to the new file. `notes` says what could not be had as asked, and why.
+    `rate` in bytes per second; `bytes_cached` of those read were in the page cache. `method` is the
+    rung that carried the data: "aio-direct" (O_DIRECT on both sides), "aio-buffered", "plain"
+    (preadv and pwritev), "stream" (read and write), or "reflink": none was carried, the copy shares
+    the source's blocks; "attributes", "hard-link" or "symbolic-link" where that was all there was
+    to do. `holes` are bytes that were not written because the copy has holes there: with
+    `bytes_written` they are `size`. `backup` is the name of the backup, None without one, and
+    `removed` tells that what was there is gone and has left nothing to the new file. `notes` says
+    what could not be had as asked, and why.
     """
 
     source: str
     destination: str
     size: int
     bytes_read: int
+    bytes_cached: int
     bytes_written: int
     holes: int
     method: str
@@ -284,6 +286,7 @@ class Copier:
             *names,
             size=0,
             bytes_read=0,
+            bytes_cached=0,
             bytes_written=0,
             holes=0,
             method=f"{link}-link",
@@ -366,6 +369,7 @@ class Copier:
             destination=names[1],
             size=transfer.size,
             bytes_read=transfer.bytes_read,
+            bytes_cached=transfer.bytes_cached,
             bytes_written=transfer.bytes_written,
             holes=transfer.holes,
             method="attributes" if self.attributes_only else rung(transfer, context, streamed),

@@ -14,7 +14,7 @@ integers only: descriptors, offsets, lengths, slots.
 from collections import deque
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from errno import EINVAL, ENOSPC
+from errno import EAGAIN, EINVAL, ENOSPC
 from typing import NamedTuple, Protocol
 
 Completion = tuple[int, int]  # slot, res: a byte count or a negative errno
@@ -24,14 +24,16 @@ Extent = tuple[int, int]  # offset, length
 class Context(Protocol):
     """What the engine needs of an AIO context: `depth` slots, each with a block of memory.
 
-    A prep queues one operation on a slot; `submit` hands the queue to the kernel, or as much of it
-    as the kernel takes now; `reap` waits for at least one completion while any is in flight.
+    A prep queues one operation on a slot; a cached read takes what is in memory, and is EAGAIN, or
+    short, where something is not. `submit` hands the queue to the kernel, or as much of it as the
+    kernel takes now; `reap` waits for at least one completion while any is in flight.
     """
 
     depth: int
     block_size: int
 
     def prep_read(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
+    def prep_read_cached(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
     def prep_write(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
     def prep_fsync(self, slot: int, fd: int) -> None: ...
     def prep_fdsync(self, slot: int, fd: int) -> None: ...
@@ -71,11 +73,12 @@ class Transfer:
 
     Reads are rounded up to `alignment` bytes, and so are direct writes; what a write covers past
     the end of its block is `padding(length)`. Buffered writes are exact. With a `hole_unit`, a
-    multiple of the alignment, what is all zeroes in units of so many bytes is not written. A
-    transfer without extents is only synced, e.g. a directory.
+    multiple of the alignment, what is all zeroes in units of so many bytes is not written. With a
+    `cached_fd`, which is not direct, blocks that are in memory are read from there. A transfer
+    without extents is only synced, e.g. a directory.
     """
 
-    read_fd = write_fd = -1
+    read_fd = write_fd = cached_fd = -1
     read_direct = write_direct = False
     alignment = 1
     hole_unit = 0
@@ -86,6 +89,7 @@ class Transfer:
         self.failure: Failure | None = None
         self.error: OSError | None = None
         self.bytes_read = 0
+        self.bytes_cached = 0  # of those read, by way of `cached_fd`
         self.bytes_written = 0
         self.holes = 0  # bytes that were not written, to be holes
         self.synced = False
@@ -94,6 +98,10 @@ class Transfer:
     @property
     def failed(self) -> bool:
         return self.failure is not None or self.error is not None
+
+    def is_cached(self, offset: int, length: int) -> bool:
+        """Whether a block is to be read by way of `cached_fd`."""
+        return False
 
     def padding(self, offset: int, length: int) -> bytes:
         """What to write past the end of the source, from `offset`, to fill `length` bytes."""
@@ -138,6 +146,7 @@ class Engine:
         self._start = [0] * depth  # what of it this step moves: from here
         self._stop = [0] * depth  # to here
         self._done = [0] * depth  # and how far it has come
+        self._cached = [False] * depth  # whether what is in flight reads from memory
         self._direct = [False] * depth  # whether what is in flight may be direct I/O
 
     @property
@@ -211,6 +220,7 @@ class Engine:
             return True
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
+        self._cached[slot] = transfer.cached_fd >= 0 and transfer.is_cached(*block)
         self._begin(slot, Step.READING, 0, block[1])
         return True
 
@@ -256,7 +266,10 @@ class Engine:
         assert transfer is not None
         done, stop, alignment = self._done[slot], self._stop[slot], transfer.alignment
         offset = self._offset[slot] + done
-        if self._step[slot] is Step.READING:
+        if self._cached[slot]:
+            self._direct[slot] = False
+            self._context.prep_read_cached(slot, transfer.cached_fd, done, stop - done, offset)
+        elif self._step[slot] is Step.READING:
             rest = -(-stop // alignment) * alignment - done
             self._direct[slot] = transfer.read_direct
             self._context.prep_read(slot, transfer.read_fd, done, rest, offset)
@@ -275,6 +288,10 @@ class Engine:
     def _read_done(self, slot: int, res: int) -> None:
         transfer = self._transfer[slot]
         assert transfer is not None
+        if self._cached[slot]:
+            self._cached[slot] = False
+            if not transfer.failed and self._read_from_memory(slot, transfer, res):
+                return
         # a residue that is not aligned reads EINVAL, not 0, at the end of a source that shrank
         if res == -EINVAL and self._done[slot] % transfer.alignment:
             res = 0
@@ -292,6 +309,19 @@ class Engine:
                 return
             self._context.pad(slot, length, padding)
         self._write(slot, transfer, 0)
+
+    def _read_from_memory(self, slot: int, transfer: Transfer, res: int) -> bool:
+        """Count what was in memory, and read the rest from the disk; whether there is any."""
+        length = self._length[slot]
+        if res < 0 and res != -EAGAIN:
+            return False
+        done = length if res >= length else max(res, 0) // transfer.alignment * transfer.alignment
+        transfer.bytes_cached += done
+        if res == 0 or done == length:
+            return False
+        self._done[slot] = done
+        self._prep(slot)
+        return True
 
     def _write(self, slot: int, transfer: Transfer, start: int) -> None:
         """Write what the block holds from `start` to the next hole; with nothing left, free it."""

@@ -167,6 +167,14 @@ def clone(fd: int, source_fd: int) -> None:
         return
 
 
+def cached_bytes(fd: int, offset: int, length: int) -> tuple[int, bool]:
+    """How many bytes of a range are in the page cache, in whole pages, and whether some are not
+    written back yet: cachestat(2), since Linux 6.5. 0 where the kernel does not say."""
+    dirty = ffi.new("int *")
+    cached: int = lib.cached_bytes(fd, offset, length, dirty)
+    return cached, bool(dirty[0])
+
+
 def sync_filesystem(fd: int) -> None:
     """Sync the file system that `fd` is on: syncfs(2). Raises OSError EIO, ENOSPC, EDQUOT."""
     if lib.syncfs(fd) < 0:

@@ -42,6 +42,7 @@ class Slots:
         "drain",
         "perform",
         "pid",
+        "prep_cached",
         "prep_fdsync",
         "prep_fsync",
         "prep_preadv",
@@ -60,6 +61,7 @@ class Slots:
         self._zero = ffi.new("struct timespec *")
         self.pid = os.getpid()
         self.prep_preadv = partial(lib.slots_prep_preadv, slots)
+        self.prep_cached = partial(lib.slots_prep_cached, slots)
         self.prep_pwritev = partial(lib.slots_prep_pwritev, slots)
         self.prep_fsync = partial(lib.slots_prep_fsync, slots)
         self.prep_fdsync = partial(lib.slots_prep_fdsync, slots)

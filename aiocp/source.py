@@ -9,6 +9,7 @@ from typing import Self
 from aiocp import direct
 from aiocp.errors import SourceChanged, fail, operation
 from aiocp.linux import File
+from aiocp.page_cache import PageCache
 
 
 class Source:
@@ -35,6 +36,7 @@ class Source:
         directory, EINVAL where direct I/O is a must and not to be had, and `SourceChanged` where
         another file took the name between the look and the open.
         """
+        self._cache: PageCache | None = None
         with operation("open source"):
             if seen is None:
                 seen = os.stat(path, dir_fd=dir_fd, follow_symlinks=follow)
@@ -64,6 +66,11 @@ class Source:
             return os.lseek(self.fd, 0, os.SEEK_END)
         return self.stat.st_size or None if stat.S_ISREG(self.stat.st_mode) else None
 
+    def cache(self) -> PageCache | None:
+        """The page cache, where it holds something of the source; closed with that."""
+        self._cache = PageCache.of(self.fd, self.size or 0)
+        return self._cache
+
     def check(self, allow_changed: bool) -> None:
         """Raise `SourceChanged` unless size, mtime and ctime are those of the open.
 
@@ -86,6 +93,8 @@ class Source:
 
     def close(self) -> None:
         """Close; idempotent."""
+        if self._cache is not None:
+            self._cache.close()
         try:
             self.file.close()
         except OSError as error:

@@ -8,6 +8,7 @@ from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
 from aiocp.linux import File, is_btrfs
+from aiocp.page_cache import PageCache
 from aiocp.source import Source, shrank
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
@@ -41,6 +42,7 @@ class FileTransfer(engine.Transfer):
         self.alignment = max(source.alignment, destination.alignment, 1)
         if not sync or not destination.seekable:
             self.sync = engine.Sync.NONE
+        self._cache: PageCache | None = None
         self.size = 0
         self.cloned = False
 
@@ -62,6 +64,8 @@ class FileTransfer(engine.Transfer):
         source, destination = self.source, self.destination
         assert source.size is not None
         self.size = size = source.size
+        if self.read_direct and not self._must_be_direct and (cache := source.cache()):
+            self._cache, self.cached_fd = cache, cache.fd
         if sparse == "never" or (sparse == "auto" and not extents.may_have_holes(source.stat)):
             self.extents = [(0, size)]
             if reserve:
@@ -97,6 +101,9 @@ class FileTransfer(engine.Transfer):
             end = start + length
             yield start, length
         self.holes += self.size - end
+
+    def is_cached(self, offset: int, length: int) -> bool:
+        return self._cache is not None and self._cache.has(offset, length)
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)

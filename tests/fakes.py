@@ -8,7 +8,7 @@ file is under way, an engine that goes on for ever.
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from errno import EINVAL
+from errno import EAGAIN, EINVAL
 from itertools import pairwise
 
 from aiocp.engine import Completion, Engine, Extent, Step, Sync, Transfer
@@ -27,7 +27,8 @@ class File:
 
     `alignment` is what direct I/O asks of memory, offset and length; 0 is a buffered descriptor.
     `refuses_direct`: any direct I/O is EINVAL. `end_first`: a read at the end gives 0 even where it
-    is misaligned; some file systems look at the end first, others at the alignment.
+    is misaligned; some file systems look at the end first, others at the alignment. Of what a
+    cached read asks for `in_memory` is there.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class File:
         self.direct = alignment > 0
         self.refuses_direct = refuses_direct
         self.end_first = end_first
+        self.in_memory: list[Extent] = []
         self.writes: list[Extent] = []
         self.synced: list[tuple[Sync, bytes]] = []  # the bytes that each sync found written
         self.expected: bytes | None = None  # what each byte must be when it is written
@@ -59,6 +61,7 @@ class Operation:
     length: int = 0
     offset: int = 0
     sync: Sync = Sync.NONE
+    cached: bool = False
     direct_when_prepared: bool = False
     direct: bool = False
     memory: bytes = field(default=b"", repr=False)
@@ -110,6 +113,10 @@ class ScriptedContext:
 
     def prep_read(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None:
         self._prep(Operation(Step.READING, slot, fd, skip, length, offset))
+
+    def prep_read_cached(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None:
+        assert not self.files[fd].direct, "direct I/O goes past the cache"
+        self._prep(Operation(Step.READING, slot, fd, skip, length, offset, cached=True))
 
     def prep_write(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None:
         self._prep(Operation(Step.WRITING, slot, fd, skip, length, offset))
@@ -205,6 +212,11 @@ class ScriptedContext:
             if file.refuses_direct or start % unit or count % unit or offset % unit:
                 return -EINVAL
         count = min(count, asked or count)
+        if operation.cached and left:
+            ends = [start + length for start, length in file.in_memory if start <= offset]
+            count = min(count, max(0, max(ends, default=0) - offset))
+            if not count:
+                return -EAGAIN
         if reading:
             count = min(count, left)
             self._read(operation, file, count)
@@ -231,7 +243,8 @@ class FileTransfer(Transfer):
     """A transfer between two files in memory that knows what must come of it.
 
     A destination is cut to the source's size by `written`, as a file is, unless it is a `device`.
-    `always`: a refusal of direct I/O is an error.
+    `always`: a refusal of direct I/O is an error. Blocks of which some is said to be `in_memory`
+    are read from there.
     """
 
     def __init__(
@@ -244,12 +257,18 @@ class FileTransfer(Transfer):
         sync: Sync = Sync.FDATASYNC,
         device: bool = False,
         always: bool = False,
+        in_memory: Iterable[Extent] = (),
     ) -> None:
         super().__init__()
         self.context, self.source, self.destination = context, source, destination
         self.device, self.always, self.sync = device, always, sync
         self.read_fd, self.write_fd = context.open(source), context.open(destination)
         self.read_direct, self.write_direct = source.direct, destination.direct
+        self.in_memory = list(in_memory)
+        if self.in_memory:
+            cache = File()
+            cache.data, cache.in_memory = source.data, self.in_memory
+            self.cached_fd = context.open(cache)
         self.alignment = max(source.alignment, destination.alignment, 1)
         self.size = len(source.data)
         self.extents = [(0, self.size)] if extents is None else list(extents)
@@ -281,12 +300,17 @@ class FileTransfer(Transfer):
     @property
     def held(self) -> list[Operation]:
         """Its operations that are queued or in flight."""
-        return [o for o in self.context.held if o.fd in (self.read_fd, self.write_fd)]
+        return [o for o in self.context.held if self.owns(o)]
 
     @property
     def log(self) -> list[Operation]:
         """Its operations that completed, in that order."""
-        return [o for o in self.context.log if o.fd in (self.read_fd, self.write_fd)]
+        return [o for o in self.context.log if self.owns(o)]
+
+    def owns(self, operation: Operation) -> bool:
+        """Whether an operation is its own."""
+        fds = {self.read_fd, self.write_fd, self.cached_fd} - {-1}
+        return operation.fd in fds
 
     def wanted(self) -> int:
         """How many slots it has work for: its blocks that are not down yet, then its sync."""
@@ -308,6 +332,9 @@ class FileTransfer(Transfer):
         return error
 
     # --- what the engine calls ---
+
+    def is_cached(self, offset: int, length: int) -> bool:
+        return any(at < offset + length and offset < at + size for at, size in self.in_memory)
 
     def padding(self, offset: int, length: int) -> bytes:
         return self._old[offset : offset + length].ljust(length, b"\0")
@@ -422,6 +449,7 @@ def assert_whole(transfer: FileTransfer) -> None:
     assert transfer.events.count("written") == 1
     total = sum(length for _, length in transfer.extents)
     assert (total, total) == (transfer.bytes_read, transfer.bytes_written)
+    assert 0 <= transfer.bytes_cached <= sum(length for _, length in transfer.in_memory)
 
 
 def assert_failed(transfer: FileTransfer) -> None:

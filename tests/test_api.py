@@ -31,7 +31,7 @@ LAYERS = [
     {"destination", "nodes"},
     {"backup", "place"},
     {"source", "metadata", "context", "tree", "extents"},
-    {"engine", "direct", "stream", "existing", "outcome", "quoting"},
+    {"engine", "direct", "stream", "existing", "outcome", "quoting", "page_cache"},
     {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]

@@ -97,6 +97,8 @@ def file_with_a_bad_sector(fstype: str, bad: int) -> Iterator[Path]:
                     os.posix_fallocate(opened.fileno(), 0, MIB + 777)  # in one extent
                     opened.write(some_bytes(MIB + 777))
                 run("sync", "--file-system", directory)
+                with file.open("rb") as opened:
+                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 with cut(backing, position(file, bad)):
                     yield file
 

@@ -1,6 +1,6 @@
 """Promises of the engine, kept against a scripted context: any order, any count, any error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import EAGAIN, EBADF, EDQUOT, EFBIG, EINTR, EINVAL, EIO, ENOMEM, ENOSPC
 
 import pytest
@@ -64,12 +64,13 @@ def copy(
     script: Script | None = None,
     alignments: tuple[int, int] = (0, 0),
     always: bool = False,
+    in_memory: Iterable[Extent] = (),
 ) -> FileTransfer:
     """Copy one file of `size` bytes."""
     source, destination = (File(alignment=alignment) for alignment in alignments)
     source.data[:] = noise(size)
     context = ScriptedContext(depth, block_size, script)
-    transfer = FileTransfer(context, source, destination, always=always)
+    transfer = FileTransfer(context, source, destination, always=always, in_memory=in_memory)
     assert drive(context, [transfer]) == [transfer]
     return transfer
 
@@ -301,6 +302,40 @@ def test_extents_are_read_only_as_slots_become_free() -> None:
         pass
     assert len(cut) == 20
     assert transfer.destination.data == transfer.expected
+
+
+# --- sources in memory ---
+
+
+@pytest.mark.parametrize(
+    ("in_memory", "from_memory", "from_disk"),
+    [
+        ([(0, 43)], [0, 16, 32], []),
+        ([(0, 16)], [0], [16, 32]),
+        ([(16, 27)], [16, 32], [0]),
+        ([(0, 5)], [0], [0, 16, 32]),  # less than direct I/O can leave out
+        ([(0, 8)], [0], [8, 16, 32]),
+        ([(16, 12)], [16], [0, 24, 32]),
+        ([(8, 8)], [0], [0, 16, 32]),  # it does not begin there: EAGAIN
+        ([(40, 3)], [32], [0, 16, 32]),
+    ],
+)
+def test_what_is_in_memory_is_read_from_there_and_the_rest_from_the_disk(
+    in_memory: list[Extent], from_memory: list[int], from_disk: list[int]
+) -> None:
+    transfer = copy(43, block_size=16, alignments=(8, 8), in_memory=in_memory)
+    assert_whole(transfer)
+    reads = [operation for operation in transfer.log if operation.step is READ]
+    assert from_memory == [o.offset for o in reads if o.cached]
+    assert from_disk == sorted(o.offset for o in reads if not o.cached)
+
+
+def test_an_error_of_a_read_from_memory_is_the_sources() -> None:
+    transfer = copy(
+        43, block_size=16, alignments=(8, 8), in_memory=[(0, 43)], script=Nth(READ, 16, -EIO)
+    )
+    assert_failed(transfer)
+    assert Failure(READ, EIO, 16) == transfer.failure
 
 
 # --- short reads and writes ---

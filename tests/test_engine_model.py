@@ -74,7 +74,7 @@ def first_trouble(transfer: AnyTransfer) -> Failure | OSError | None:
     for count, operation in enumerate(transfer.context.log):
         if count == transfer.failed_after:
             return transfer.cause
-        if operation.fd not in (transfer.read_fd, transfer.write_fd):
+        if not transfer.owns(operation) or (operation.cached and operation.res == -EAGAIN):
             continue
         step, res, offset = operation.step, operation.res, operation.offset
         if step is Step.SYNCING:
@@ -104,7 +104,9 @@ def check(transfer: AnyTransfer, original: bytes) -> None:
     moves = [operation for operation in transfer.log if operation.step is not Step.SYNCING]
     ends = {end for _, end in transfer.blocks}
     for move in moves:
-        if move.step is Step.READING or move.direct_when_prepared:
+        if move.cached:
+            assert move.offset + move.length in ends
+        elif move.step is Step.READING or move.direct_when_prepared:
             assert (move.skip + move.length) % transfer.alignment == 0
         else:
             assert move.offset + move.length in ends
@@ -122,20 +124,26 @@ def check(transfer: AnyTransfer, original: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "sizes", "alignments", "surprises"),
+    ("depth", "sizes", "alignments", "surprises", "in_memory"),
     [
-        (1, (3,), (2, 2), 5),
-        (1, (2, 1), (0, 0), 4),
-        (2, (3,), (2, 2), 4),
-        (2, (3,), (2, 0), 3),
-        (2, (3,), (0, 2), 3),
-        (2, (1, 1), (0, 0), 4),
-        (2, (3, 0), (2, 2), 2),
-        (3, (5, 1), (2, 2), 2),
+        (1, (3,), (2, 2), 5, []),
+        (1, (2, 1), (0, 0), 4, []),
+        (2, (3,), (2, 2), 4, []),
+        (2, (3,), (2, 0), 3, []),
+        (2, (3,), (0, 2), 3, []),
+        (2, (1, 1), (0, 0), 4, []),
+        (2, (3, 0), (2, 2), 2, []),
+        (3, (5, 1), (2, 2), 2, []),
+        (2, (5,), (2, 2), 3, [(1, 2), (4, 1)]),
+        (2, (3, 1), (2, 0), 2, [(0, 2)]),
     ],
 )
 def test_all_that_can_happen_to_a_few_blocks(
-    depth: int, sizes: tuple[int, ...], alignments: tuple[int, int], surprises: int
+    depth: int,
+    sizes: tuple[int, ...],
+    alignments: tuple[int, int],
+    surprises: int,
+    in_memory: list[Extent],
 ) -> None:
     """Every run in which the kernel is unkind at most so many times.
 
@@ -150,7 +158,12 @@ def test_all_that_can_happen_to_a_few_blocks(
     for choices in Choices.all(surprises):
         context = ScriptedContext(depth, 2, AnyKernel(choices.pick, answer))
         transfers = [
-            AnyTransfer(context, File(noise(size, seed), alignments[0]), File(b"", alignments[1]))
+            AnyTransfer(
+                context,
+                File(noise(size, seed), alignments[0]),
+                File(b"", alignments[1]),
+                in_memory=in_memory,
+            )
             for seed, size in enumerate(sizes)
         ]
         drive(context, transfers)
@@ -190,6 +203,7 @@ class World:
             sync=[Sync.FDATASYNC, Sync.FSYNC, Sync.NONE][pick(3)],
             device=len(destination.data) > size,
             always=self.rarely(),
+            in_memory=self.extents(size, 1) or [] if source.direct and pick(2) else [],
         )
         transfer.extents_fail, transfer.written_fails = self.rarely(), self.rarely()
         if transfer.extents_fail:
