@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--quick", action="store_true", help="small, 3 rounds: under three minutes")
     add("--sweep", dest="scenarios", action="append_const", const="sweep", help="as a scenario")
     add("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
-    add("--size", type=parse_size, help="of a large file, e.g. 2G (4G; quick 256M)")
+    add("--size", type=parse_size, help="of a large file, e.g. 2G (4G; quick 512M)")
     add("--files", type=int, help="in a tree (20000; quick 2000)")
     add("--rounds", type=int, help="how often each peer copies (5; quick 3)")
     add("--compare-once", action="store_true", help="only the copies of the first round")
@@ -64,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--plot", type=Path, metavar="FILE.png", help="draw bars, and the sweep's heat map")
     options = parser.parse_args()
     quick = options.quick
-    options.size = options.size or (256 * MIB if quick else 4 * GIB)
+    options.size = options.size or (512 * MIB if quick else 4 * GIB)
     options.files = options.files or (2000 if quick else 20_000)
     options.rounds = options.rounds or (3 if quick else 5)
     return options
@@ -162,6 +162,8 @@ def main() -> None:
         from bench_plot import plot
 
         plot(results, options.plot)
+    if options.quick:
+        print("\nThe aims are for the full sizes: a quick copy is mostly start-up.")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Programs that the benchmark times from inside: many copies by library calls.
 
-    bench_library.py PROGRAM SRC DST
+    bench_library.py PROGRAM SRC DST [TIMES]
 
 They say in JSON how many seconds the copies took, without start-up.
 """
@@ -11,17 +11,18 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from aiocp import copy_file
 
-LOOP = 10_000
 
-
-def loop(copy: Callable[[Path, Path], object], source: Path, copies: Path) -> dict[str, float]:
+def loop(
+    copy: Callable[[Path, Path], object], source: Path, copies: Path, times: int
+) -> dict[str, float]:
     """Copy one file again and again, to new ones."""
     copies.mkdir()
-    names = [copies / f"copy{number}" for number in range(LOOP)]
+    names = [copies / f"copy{number}" for number in range(times)]
     begun = time.perf_counter()
     for name in names:
         copy(source, name)
@@ -58,16 +59,14 @@ def at_once(copy: Callable[[Path], float], files: list[Path]) -> Iterable[float]
         return list(threads.map(copy, files))
 
 
-PROGRAMS: dict[str, Callable[[Path, Path], dict[str, float]]] = {
-    "loop-aiocp": lambda source, copies: loop(
-        lambda one, two: copy_file(one, two, sync=False, reflink="never"), source, copies
-    ),
-    "loop-shutil": lambda source, copies: loop(shutil.copy, source, copies),
-    "many-at-once": lambda source, copies: many(at_once, source, copies),
-    "many-in-turn": lambda source, copies: many(map, source, copies),
+PROGRAMS: dict[str, Callable[..., dict[str, float]]] = {
+    "loop-aiocp": partial(loop, partial(copy_file, sync=False, reflink="never")),
+    "loop-shutil": partial(loop, shutil.copy),
+    "many-at-once": partial(many, at_once),
+    "many-in-turn": partial(many, map),
 }
 
 
 if __name__ == "__main__":
-    program, source, copies = sys.argv[1:]
-    print(json.dumps(PROGRAMS[program](Path(source), Path(copies))))
+    program, source, copies, *times = sys.argv[1:]
+    print(json.dumps(PROGRAMS[program](Path(source), Path(copies), *map(int, times))))

@@ -38,9 +38,11 @@ def python(code: str) -> Peer:
     return Peer(f'{PYTHON} -c {shlex.quote(code)} "$1" "$2"')
 
 
-def library(program: str) -> Peer:
+def library(program: str, *times: int) -> Peer:
     """One of bench_library.py's."""
-    return Peer(f'{PYTHON} {ROOT}/scripts/bench_library.py {program} "$1" "$2"')
+    return Peer(
+        f'{PYTHON} {ROOT}/scripts/bench_library.py {program} "$1" "$2" {" ".join(map(str, times))}'
+    )
 
 
 QEMU_IMG = Peer(f'qemu-img convert -f raw -O raw -t none -T none -m 16 -W "$1" "$2" && {SYNC}')
@@ -100,8 +102,12 @@ ONE_SMALL = {
     "aiocp": ours(),
     "shutil": python("import shutil, sys; shutil.copy(*sys.argv[1:])"),
 }
-SMALL_LOOP = {"aiocp": library("loop-aiocp"), "shutil": library("loop-shutil")}
 MANY = {"aiocp": library("many-at-once"), "in turn": library("many-in-turn")}
+
+
+def small_loop(times: int) -> dict[str, Peer]:
+    """Library calls again and again."""
+    return {"aiocp": library("loop-aiocp", times), "shutil": library("loop-shutil", times)}
 
 
 def _tree(*, sync: bool, options: str = "") -> Peer:
@@ -125,7 +131,10 @@ TREES = {
     "rclone copy": Peer('exec rclone copy --config "" --transfers 16 --checkers 16 "$1" "$2"'),
     "shutil.copytree": python("import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"),
 }
-TREES_FEW = {name: TREES[name] for name in ("aiocp", "aiocp no sync", "cp -r", "cp -a + sync -f")}
+TREES_FEW = {
+    name: TREES[name]
+    for name in ("aiocp", "cp -a + sync -f", "rsync -a --fsync", "aiocp no sync", "cp -r")
+}
 SCALE = {"aiocp": TREES["aiocp"]}
 SCALE_LINKS = {"aiocp": _tree(sync=True, options=", preserve=['links']")}
 

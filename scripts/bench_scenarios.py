@@ -176,11 +176,12 @@ def _tree(
         )
 
 
-def _trees(files: int) -> Iterator[Scenario]:
+def _trees(files: int, quick: bool) -> Iterator[Scenario]:
     small = 24 * KIB  # of space a file
-    for count, few in ((files, False), (10 * files, True)):
+    for count, common in ((files, True), (10 * files, False)):
         make = partial(sources.make_tree, files=count)
-        yield from _tree(f"{count:,}", count, make, small * count, few=few, common=not few)
+        few = quick or not common
+        yield from _tree(f"{count:,}", count, make, small * count, few=few, common=common)
     count = files // 10
     make = partial(sources.make_equal, files=count, size=MIB)
     yield from _tree("1 MiB", count, make, MIB * count, few=True, common=False)
@@ -206,6 +207,7 @@ def scale(counts: list[int]) -> Iterator[Scenario]:
 
 
 def _small(quick: bool) -> Iterator[Scenario]:
+    times = 1000 if quick else 10_000
     yield Scenario(
         "one small",
         partial(sources.make_random, size=4 * KIB),
@@ -217,8 +219,8 @@ def _small(quick: bool) -> Iterator[Scenario]:
     yield Scenario(
         "small loop",
         partial(sources.make_random, size=4 * KIB),
-        peers.SMALL_LOOP,
-        10_000,
+        peers.small_loop(times),
+        times,
         sources.clean,
         (within("shutil", 1.5, inner=True),),
         "files",
@@ -251,10 +253,10 @@ def scenarios(*, quick: bool, size: int, files: int) -> list[Scenario]:
                 takes("cp + sync", 1.0),
                 takes("qemu-img", 1.0),
             ),
-            rounds=2,
+            rounds=1 if quick else 2,
             place=_far_away,
         ),
         *_holes(size),
-        *_trees(files),
+        *_trees(files, quick),
         *_small(quick),
     ]
