@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("scenarios", nargs="*", metavar="NAME", help="of scenarios, or words of it: see --list")
     add("--list", action="store_true", help="the scenarios and their peers")
     add("--quick", action="store_true", help="small, 3 rounds: under three minutes")
-    add("--sweep", dest="scenarios", action="append_const", const="sweep", help="as a scenario")
+    add("--sweep", action="store_true", help="the scenario of that name: depth x block size")
     add("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
     add("--size", type=parse_size, help="of a large file, e.g. 2G (4G; quick 512M)")
     add("--files", type=int, help="in a tree (20000; quick 2000)")
@@ -63,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write every run there")
     add("--plot", type=Path, metavar="FILE.png", help="draw bars, and the sweep's heat map")
     options = parser.parse_args()
+    if options.sweep:
+        options.scenarios.append("sweep")
     quick = options.quick
     options.size = options.size or (512 * MIB if quick else 4 * GIB)
     options.files = options.files or (2000 if quick else 20_000)

@@ -65,6 +65,11 @@ def nothing_evicted() -> Aim:
     return _worst("evicted of another file: 0 bytes", lambda run: run.evicted, 0)
 
 
+def reads_within(size: int) -> Aim:
+    """Holes are not read."""
+    return _worst(f"bytes read <= {size:,}", lambda run: float(run.told["bytes_read"]), size)
+
+
 def memory_bounded() -> Aim:
     """Memory is that of the blocks, and a constant."""
 

@@ -19,6 +19,7 @@ from bench_aims import (
     in_flight,
     memory_bounded,
     nothing_evicted,
+    reads_within,
     takes,
     within,
 )
@@ -100,26 +101,28 @@ def _large(size: int) -> Iterator[Scenario]:
 
 def _holes(size: int) -> Iterator[Scenario]:
     data = size // 16
+    each = [takes(name, 1.0) for name in list(peers.SPARSE_AUTO)[1:]]
     yield Scenario(
         "sparse 1 TiB, 10,000 extents",  # rsync reads a TiB of holes: minutes
         lambda path: sources.make_extents(path, 10_000, data, TIB, 0),
         {name: peer for name, peer in peers.SPARSE_AUTO.items() if name != "rsync -S --fsync"},
         data,
-        aims=(takes("cp + sync", 1.0), takes("qemu-img", 1.0)),
+        aims=(takes("cp + sync", 1.0), takes("qemu-img", 1.0), reads_within(data)),
     )
     yield Scenario(
         "sparse, a hole at the end",
         lambda path: sources.make_extents(path, 16, size // 4, size, size // 4 * 3),
         peers.SPARSE_AUTO,
         size // 4,
-        aims=tuple(takes(name, 1.0) for name in list(peers.SPARSE_AUTO)[1:]),
+        aims=(*each, reads_within(size // 4)),
     )
     yield Scenario(
         "sparse, all hole",
         lambda path: sources.make_extents(path, 1, 0, size, 0),
         peers.SPARSE_AUTO,
         size,
-        aims=tuple(takes(name, 1.0) for name in list(peers.SPARSE_AUTO)[1:]),
+        aims=(*each, reads_within(0)),
+        space=MIB,
     )
     yield Scenario(
         "zeroes always",
@@ -144,12 +147,17 @@ def _holes(size: int) -> Iterator[Scenario]:
     )
 
 
+_NOT_SYNCED = list(peers.TREES)[4:]
+TREE_AIMS_WARM = (
+    takes("cp -a + sync -f", 1.0),
+    *(takes(name, 1.0, "aiocp no sync") for name in _NOT_SYNCED),
+)
 TREE_AIMS_COLD = (
     takes("rsync -a --fsync", 10.0),
     takes("cp -r", 2.0),
     takes("cp -r", 3.0, "aiocp no sync"),
+    *TREE_AIMS_WARM,
 )
-TREE_AIMS_WARM = (takes("cp -r", 1.0, "aiocp no sync"),)
 
 
 def _tree(
