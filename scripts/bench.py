@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             try:
                 with place(scenario, fstype, options) as directory:
                     race = Race(directory, scenario.peers, scenario.prepare)
-                    scenario.make(race.source)
+                    race.make(scenario.make)
                     runs = race.run(
                         min(options.rounds, scenario.rounds),
                         compare_all=not options.compare_once,

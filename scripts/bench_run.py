@@ -7,6 +7,7 @@ out of it before, and counting and comparing after.
 
 import ctypes
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -154,6 +155,16 @@ class Race:
         self.peers = dict(peers)
         self._prepare = prepare
         self._copies = 0
+
+    def make(self, make: Callable[[Path], object]) -> None:
+        """Make the source, in a process whose memory does not count as the peers' afterwards."""
+        child = multiprocessing.get_context("fork").Process(
+            target=make, args=(self.source,), daemon=True
+        )
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise Failed("the source could not be made")
 
     def run(self, rounds: int, *, compare_all: bool, keep: bool) -> Runs:
         """Let every peer copy so often; drop those that cannot. `keep` the copies until the end."""
