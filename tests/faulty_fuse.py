@@ -106,19 +106,26 @@ def faulty_directory(*options: str) -> Iterator[FaultyDirectory]:
         command: list[str | Path] = [sys.executable, __file__, *options]
         command += ["--rules", faulty.rules_file, "--log", faulty.log]
         command += [faulty.backing, faulty.mount_point]
-        with subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # the terminal's interrupt is not for it
-        ) as server:  # it ends when it is unmounted
-            assert server.stdout is not None
-            if not server.stdout.readline():
-                unavailable("the FUSE file system could not be mounted")
-            try:
-                yield faulty
-            finally:
-                _unmount(faulty.mount_point, server)
+        with fuse_server(command, faulty.mount_point):
+            yield faulty
+
+
+@contextmanager
+def fuse_server(command: Sequence[str | Path], mount_point: Path) -> Iterator[None]:
+    """Run the program that mounts a file system, says a line and serves until it is unmounted."""
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # the terminal's interrupt is not for it
+    ) as server:
+        assert server.stdout is not None
+        if not server.stdout.readline():
+            unavailable("the FUSE file system could not be mounted")
+        try:
+            yield
+        finally:
+            _unmount(mount_point, server)
 
 
 def _unmount(mount_point: Path, server: "subprocess.Popen[bytes]") -> None:
