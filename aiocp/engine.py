@@ -107,6 +107,9 @@ class Transfer:
         """What to write past the end of the source, from `offset`, to fill `length` bytes."""
         return bytes(length)
 
+    def wrote(self) -> None:
+        """Take note of `bytes_written`, which has grown."""
+
     def undirect(self, step: Step) -> None:
         """Go on without O_DIRECT on the side that refused it; an OSError fails the transfer."""
         if step is Step.READING:
@@ -146,6 +149,7 @@ class Engine:
         self._start = [0] * depth  # what of it this step moves: from here
         self._stop = [0] * depth  # to here
         self._done = [0] * depth  # and how far it has come
+        self._copies = False  # whether the submit to come copies a block from memory
         self._cached = [False] * depth  # whether what is in flight reads from memory
         self._direct = [False] * depth  # whether what is in flight may be direct I/O
 
@@ -162,10 +166,12 @@ class Engine:
         """Fill the free slots and submit.
 
         Returns at the first transfer that ended without needing a slot, so that what it holds can
-        be let go before the next is opened; call again then.
+        be let go before the next is opened; call again then. After a block that is in memory, too:
+        the submit copies it, and its write is not to wait until others are copied.
         """
         finished: list[Transfer] = []
-        while self._free and not finished and self._next_block(finished):
+        self._copies = False
+        while self._free and not (finished or self._copies) and self._next_block(finished):
             pass
         self._context.submit()
         return finished
@@ -220,7 +226,7 @@ class Engine:
             return True
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
-        self._cached[slot] = transfer.cached_fd >= 0 and transfer.is_cached(*block)
+        self._cached[slot] = self._copies = transfer.cached_fd >= 0 and transfer.is_cached(*block)
         self._begin(slot, Step.READING, 0, block[1])
         return True
 
@@ -340,6 +346,7 @@ class Engine:
             transfer = self._transfer[slot]
             assert transfer is not None
             transfer.bytes_written += self._stop[slot] - self._start[slot]
+            transfer.wrote()
             self._write(slot, transfer, self._stop[slot])
 
     def _sync_done(self, slot: int, res: int) -> None:
