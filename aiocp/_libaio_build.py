@@ -254,7 +254,7 @@ ffibuilder.set_source(
         io_context_t ctx;
         pid_t pid;
         unsigned nr, maxevents, in_flight, queued, peak;
-        size_t block_size, mapped;
+        size_t block_size, mapped, touched;
         char *mapping, *buffers;
         struct iocb *iocbs, **queue;
         struct iovec *iovecs;
@@ -285,7 +285,15 @@ ffibuilder.set_source(
         if (s->mapping)
             munmap(s->mapping, s->mapped + HUGE_PAGE);
         s->mapping = s->buffers = NULL;
-        s->mapped = 0;
+        s->mapped = s->touched = 0;
+    }
+
+    /* Have the memory there up to the end of a read. Btrfs answers a direct read into memory that
+       would fault with a buffered one, which leaves the source in the page cache. */
+    static void touch(struct aiocp_slots *s, size_t end)
+    {
+        for (; s->touched < end; s->touched += 4096)
+            s->buffers[s->touched] = 0;
     }
 
     /* A range that starts on a huge page, so that a block is few segments to the device; never
@@ -353,6 +361,7 @@ ffibuilder.set_source(
     static void slots_prep_preadv(struct aiocp_slots *s, unsigned slot, int fd, size_t skip,
                                   size_t length, long long offset)
     {
+        touch(s, slot * s->block_size + skip + length);
         io_prep_preadv(slots_enqueue(s, slot), fd, slots_iovec(s, slot, skip, length), 1, offset);
     }
 

@@ -27,7 +27,7 @@ from aiocp import direct, metadata, stream
 from aiocp.backup import Backups, keeping
 from aiocp.engine import Extent
 from aiocp.errors import Cancel, fail, look, operation, same_file
-from aiocp.linux import File, allocate, clone, punch, temporary_name
+from aiocp.linux import File, allocate, buffers_direct_writes, clone, punch, temporary_name
 from aiocp.source import Source
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
@@ -44,7 +44,8 @@ class Destination:
     `in_place` tells that its bytes are changed under its name, `touched` that some of it was
     changed before the first write, `removes` that what is there goes and leaves nothing to the new
     file, and `backup`, once committed, the name that it has kept. `alignment` is 0 for buffered
-    writes, `seekable` False for what only takes a stream.
+    writes, `seekable` False for what only takes a stream. `through_cache` tells that it could take
+    direct writes, and why it would be slower: they go through the page cache all the same.
     """
 
     def __init__(
@@ -110,6 +111,9 @@ class Destination:
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
                 self.seekable = self.regular or stat.S_ISBLK(mode)
+                self.through_cache = how == "auto" and buffers_direct_writes(self.fd)
+                if self.through_cache:
+                    how = "never"
                 self.alignment = direct.switch_on(self.fd, how, block_size) if self.seekable else 0
         except BaseException:
             self.close()
@@ -272,6 +276,11 @@ class Destination:
         unit = self.alignment or 1
         return -(-length // unit) * unit
 
+    def forget(self, offset: int, length: int) -> None:
+        """Have a range written back, or if it is, out of the page cache; length 0: to the end."""
+        with suppress(OSError):  # no more than advice
+            os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def finish(self, length: int, source: Source) -> None:
         """Cut the file to `length` bytes and give it its attributes: the last before the sync."""
         if not self.regular:
@@ -287,6 +296,8 @@ class Destination:
 
     def commit(self, *, flush: bool = True) -> None:
         """Put the finished file under its name; `flush` if closing it may tell of an error."""
+        if self.through_cache:  # synced by now
+            self.forget(0, 0)
         if self.in_place:
             return
         directory = self.directory.fileno()

@@ -6,6 +6,7 @@ where an exception cuts in before that, the last reference to go closes it and r
 
 import fcntl
 import os
+from struct import calcsize, unpack
 from typing import Self
 
 from aiocp._linux import ffi, lib
@@ -14,6 +15,7 @@ _AT_FDCWD = -100
 _EINTR = 4
 _PATH_MAX = 4096  # with the NUL at its end
 _FICLONE = 0x40049409
+_GETFLAGS, _NOCOW = 0x80086601, 0x00800000
 
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
 _file_open, _file_close = lib.file_open, lib.file_close
@@ -201,9 +203,13 @@ _SILENT_CLOSE = frozenset({_BTRFS, _EXT4, _XFS, 0x01021994, 0xF2F52010, 0xCA451A
 _SYNCED_WHOLE = frozenset({_BTRFS, _EXT4, _XFS})
 
 
-def is_btrfs(fd: int) -> bool:
-    """Whether a file is on Btrfs."""
-    return bool(lib.filesystem_type(fd) == _BTRFS)
+def buffers_direct_writes(fd: int) -> bool:
+    """Whether a direct write to this file goes through the page cache all the same, and waits for
+    the disk: on Btrfs, unless the file has no checksums (ioctl_iflags(2), FS_NOCOW_FL)."""
+    if lib.filesystem_type(fd) != _BTRFS:
+        return False
+    flags = unpack("l", fcntl.ioctl(fd, _GETFLAGS, bytes(calcsize("l"))))[0]
+    return not flags & _NOCOW
 
 
 def close_may_fail(fd: int) -> bool:

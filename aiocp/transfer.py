@@ -7,13 +7,16 @@ from errno import EINVAL, EIO, EROFS
 from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
-from aiocp.linux import File, is_btrfs
+from aiocp.linux import File
 from aiocp.page_cache import PageCache
 from aiocp.source import Source, shrank
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
 # read does, and they are left out of the writes as zeroes
 _READ_THROUGH = 64 << 10
+
+# After so many bytes what was written through the page cache is put out of it
+_FORGET = 64 << 20
 
 _DOING = {
     engine.Step.READING: "read",
@@ -45,6 +48,7 @@ class FileTransfer(engine.Transfer):
         self._cache: PageCache | None = None
         self.size = 0
         self.cloned = False
+        self._forgotten = 0  # up to there
 
     def clone(self, how: reflink.Reflink, refused: set[int]) -> bool:
         """Share the source's blocks instead of copying them, if that can be: reflink.clone()."""
@@ -83,16 +87,10 @@ class FileTransfer(engine.Transfer):
         self.extents = self._count_holes(data)
 
     def leave_zeroes_out(self, size: int) -> None:
-        """Make the file a hole of `size` bytes, into which no blocks of zeroes are written.
-
-        On Btrfs a direct write waits until it is on the disk, inside io_submit: for the short ones
-        between holes the page cache is twice as fast.
-        """
+        """Make the file a hole of `size` bytes, into which no blocks of zeroes are written."""
         unit = os.fstat(self.write_fd).st_blksize  # as cp takes it
         self.hole_unit = -(-unit // self.alignment) * self.alignment
         self.destination.make_hole(size)
-        if self.write_direct and not self._must_be_direct and is_btrfs(self.write_fd):
-            self.undirect(engine.Step.WRITING)
 
     def _count_holes(self, data: Iterator[engine.Extent]) -> Iterator[engine.Extent]:
         end = 0
@@ -107,6 +105,16 @@ class FileTransfer(engine.Transfer):
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)
+
+    def wrote(self) -> None:
+        """Leave the page cache to others: what was written goes out of it, and is on its way to
+        the disk already when it is synced."""
+        if not self.destination.through_cache:
+            return
+        if self.bytes_written - self._forgotten >= _FORGET:
+            start = max(0, self._forgotten - _FORGET)
+            self.destination.forget(start, self.bytes_written - start)
+            self._forgotten = self.bytes_written
 
     def undirect(self, step: engine.Step) -> None:
         if self._must_be_direct:
