@@ -39,6 +39,12 @@ Progress = Callable[[int, int], object]
 DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
 BLOCK_SIZE_UNIT = 4096
+
+# A file of at most so many bytes has nothing to have in flight: plain system calls copy it, through
+# the page cache. That is one wait for the disk less, and no context whose end takes 33 ms: with
+# sync=False a call took 0.5 ms instead of 1.6, next to others at work.
+_SMALL = 256 << 10
+
 MAX_BLOCK_SIZE = 1 << 30
 
 
@@ -316,7 +322,7 @@ class Copier:
                 place.directory,
                 place.name,
                 source,
-                self.direct,
+                "never" if self._is_small(source) else self.direct,
                 self.block_size,
                 in_place=self.in_place,
                 force=self.force,
@@ -344,9 +350,7 @@ class Copier:
             try:
                 if not self.attributes_only:
                     transfer.clone(self.reflink, set())
-                context = stack.enter_context(
-                    Context(self.depth, self.block_size, aio=not transfer.cloned)
-                )
+                context = stack.enter_context(self._context(transfer))
                 self._fill(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
@@ -384,8 +388,18 @@ class Copier:
             synced=transfer.synced,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
-            notes=tuple(_notes(self.direct, transfer, context, by_blocks)),
+            notes=tuple(
+                _notes(self.direct, transfer, context, by_blocks and not self._is_small(source))
+            ),
         )
+
+    def _is_small(self, source: Source) -> bool:
+        return self.direct == "auto" and source.size is not None and source.size <= _SMALL
+
+    def _context(self, transfer: FileTransfer) -> Context:
+        if self._is_small(transfer.source) or transfer.cloned:
+            return Context(1, _SMALL, aio=False)
+        return Context(self.depth, self.block_size)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
@@ -397,7 +411,7 @@ class Copier:
         elif source.size is None or not destination.seekable:
             self._stream(transfer, context)
         else:
-            transfer.lay_out(self.sparse)
+            transfer.lay_out(self.sparse, reserve=not self._is_small(source))
         self._run(context, transfer, self.cancel, transfer.size)
 
     def _place(
@@ -512,5 +526,7 @@ def _notes(
     if how == "auto" and by_blocks:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"
-        if not transfer.write_direct:
+        if transfer.destination.through_cache:
+            yield "buffered writes: Btrfs buffers direct ones too, for its checksums"
+        elif not transfer.write_direct:
             yield "buffered writes: the destination takes no direct I/O"

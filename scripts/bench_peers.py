@@ -127,7 +127,7 @@ TREES = {
     "rsync -a": Peer('exec rsync -a "$1/" "$2"'),
     "tar | tar": Peer('mkdir "$2" && tar -C "$1" -cf - . | tar -C "$2" -xf -'),
     "fpsync": Peer('mkdir "$2" && exec fpsync -n 4 -f 2000 -t "$2.fpsync" "$1/" "$2/"'),
-    "uutils cp -r": Peer(f'exec {UUTILS}/cp -r "$1" "$2"'),
+    "uutils cp -r": Peer(f'exec {UUTILS}/cp -r --reflink=never "$1" "$2"'),
     "rclone copy": Peer('exec rclone copy --config "" --transfers 16 --checkers 16 "$1" "$2"'),
     "shutil.copytree": python("import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"),
 }

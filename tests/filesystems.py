@@ -97,6 +97,16 @@ def mount(source: Path | str, directory: Path, *options: str) -> Iterator[Path]:
         run("umount", directory)
 
 
+def write_cold(path: Path, data: bytes) -> Path:
+    """Write a file that is on the disk then, and not in memory."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return path
+
+
 @contextmanager
 def mounted(
     fstype: str,

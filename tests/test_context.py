@@ -15,7 +15,7 @@ import pytest
 from aiocp import context, copy_file
 from aiocp.context import Context
 from aiocp.slots import Slots
-from filesystems import unavailable
+from filesystems import unavailable, write_cold
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -46,8 +46,7 @@ def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    (tmp_path / "source").write_bytes(random.Random(1).randbytes(20 * MIB + 777))
-    return tmp_path / "source"
+    return write_cold(tmp_path / "source", random.Random(1).randbytes(20 * MIB + 777))
 
 
 def same(source: Path, copy: Path) -> bool:

@@ -16,15 +16,22 @@ from hypothesis import strategies as st
 
 import aiocp
 from aiocp import CopyResult, copy_file
-from filesystems import loop_device, make_filesystem, mount, mounted, scratch_directory, sparse_file
+from filesystems import (
+    loop_device,
+    make_filesystem,
+    mount,
+    mounted,
+    scratch_directory,
+    sparse_file,
+    write_cold,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 
 
 def fill(path: Path, size: int, seed: int = 1) -> Path:
-    """Make a file of `size` random bytes."""
-    path.write_bytes(random.Random(seed).randbytes(size))
-    return path
+    """Make a file of `size` random bytes that is not in memory."""
+    return write_cold(path, random.Random(seed).randbytes(size))
 
 
 def assert_same(source: Path, destination: Path) -> None:
@@ -110,7 +117,7 @@ def test_any_size_depth_and_block_size(
         direct=direct,  # type: ignore[arg-type]
     )
     assert_same(source, tmp_path / "copy")
-    blocks = -(-size // block_size)
+    blocks = 1 if direct == "auto" and size <= 256 * KIB else -(-size // block_size)
     assert min(depth, max(blocks, 1)) == result.peak_in_flight
 
 

@@ -141,7 +141,14 @@ def test_the_temporary_is_its_owners_alone(
         seen.extend(temporary_modes(directory))
         assert (temporary == "named") == (hidden_mode(directory) is not None)
 
-    copy_file(source, directory / "copy", depth=1, block_size=4 * KIB, progress=progress)
+    copy_file(
+        source,
+        directory / "copy",
+        depth=1,
+        block_size=4 * KIB,
+        direct="never",
+        progress=progress,
+    )
     assert len(seen) == 11
     assert {0o600} == set(seen)
     assert mode(directory / "copy") == (old_mode or 0o777)
