@@ -98,6 +98,8 @@ FATAL = {
 
 ALWAYS = {"openat", "stat", "statx", "fcntl", "close", "fallocate", "ftruncate", "chmod"}
 AIO = {"io_setup", "io_submit", "io_getevents", "mmap"}
+# by plain system calls
+PLAIN = (ALWAYS - {"fallocate", "ftruncate"}) | {"mmap", "readv", "writev", "sync"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class Case:
     uid: int = 0
     hard_linked: bool = False
     unreadable: bool = False  # the destination's directory
+    new: bytes = NEW
     backup: bool = False  # to be made, with a link or, where there is none to be had, without
 
     def __str__(self) -> str:
@@ -142,6 +145,8 @@ CASES = [
     Case("new, directory not readable", ALWAYS | AIO | {"sync"}, uid=NOBODY, unreadable=True),
     Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
     Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
+    Case("small", PLAIN | {"link"}, new=NEW[:100_001]),
+    Case("small, replaced", PLAIN | {"chown", "clone", "link", "rename"}, OLD, new=NEW[:100_001]),
 ]
 
 
@@ -190,7 +195,7 @@ def _rounds(calls: list[Call]) -> Iterator[Round]:
 def test_every_call_every_fault(case: Case, directory: Path) -> None:
     """The exit status tells whether the new bytes are in place, and nothing else has changed."""
     source = directory / "source"
-    source.write_bytes(NEW)
+    source.write_bytes(case.new)
     copy = command(case, source, directory / "dry")
     calls = [call for call in faults.trace(copy, directory / "log") if ours(call.name, call.text)]
     made = {call.name for call in calls}
@@ -265,7 +270,7 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
     if outcome.status is None:
         yield "it hung"
     elif outcome.status == 0:
-        if found != NEW:
+        if found != case.new:
             yield "status 0 without the new bytes"
         if lines:
             yield "status 0 with a message"
@@ -275,13 +280,13 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
             yield "the message is not one line with files, operation and reason"
         if "copied, but" in outcome.stderr:
             names |= {backup.name} if case.backup else set()
-            if found != NEW:
+            if found != case.new:
                 yield "it says copied and is not"
         elif "incomplete" in outcome.stderr:
             if not case.hard_linked:
                 yield "it says incomplete but was not in place"
         elif found != case.old:
-            yield "status 1 with " + ("the new bytes" if found == NEW else "other bytes")
+            yield "status 1 with " + ("the new bytes" if found == case.new else "other bytes")
         if "EINTR" in outcome.injected:
             yield "EINTR is no failure"
     else:
