@@ -230,7 +230,7 @@ def test_any_options_and_operands(user: int) -> None:
     """As root and as somebody else."""
 
     @settings(
-        max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+        max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
     )
     @given(OPTIONS, OPERANDS, TARGETS)
     def try_it(options: list[str], operands: list[str], target: str) -> None:
