@@ -15,7 +15,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def slow() -> Iterator[SlowDirectory]:
-    with slow_directory(0.05) as directory:  # time enough to submit them all
+    with slow_directory(0.1) as directory:  # time enough to submit them all
         yield directory
 
 
