@@ -39,13 +39,12 @@ Progress = Callable[[int, int], object]
 DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
 BLOCK_SIZE_UNIT = 4096
+MAX_BLOCK_SIZE = 1 << 30
 
 # A file of at most so many bytes has nothing to have in flight: plain system calls copy it, through
 # the page cache. That is one wait for the disk less, and no context whose end takes 33 ms: with
 # sync=False a call took 0.5 ms instead of 1.6, next to others at work.
 _SMALL = 256 << 10
-
-MAX_BLOCK_SIZE = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)

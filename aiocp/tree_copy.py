@@ -169,9 +169,10 @@ class TreeCopy:
     # --- what the walk gives ---
 
     def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer, None, None]:
+        batches = self.how.batches
         for step in steps:
             if isinstance(step, Entry):
-                if step.is_file and self.how.batches:
+                if step.is_file and batches:
                     if self._wanted(step) and self._add(step):
                         for batch in self._opening.open():
                             yield from self._opened(batch)
@@ -267,7 +268,7 @@ class TreeCopy:
         if not self.how.keep_links:  # a link's ".." is not where the link is
             parent.park_above()
 
-    def _make_root(self, directory: Directory) -> "Target":
+    def _make_root(self, directory: Directory) -> Target:
         target = self._take(directory, None, self.names[1])
         if target.is_same(directory.stat):
             raise fail(EINVAL, "cannot copy a directory into itself")
