@@ -137,7 +137,7 @@ class _Said:
     def result(self, result: "Result") -> None:
         """What an operand was as a whole."""
         if self._json:
-            fields = {name: getattr(result, name) for name in result.__dataclass_fields__}
+            fields = result._asdict()
             print(json.dumps(fields, default=str))
         if self._debug:
             for line in _described(result):

@@ -9,10 +9,9 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from errno import EINVAL, EISDIR
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from aiocp import direct, engine, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
@@ -47,8 +46,7 @@ MAX_BLOCK_SIZE = 1 << 30
 _SMALL = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class CopyResult:
+class CopyResult(NamedTuple):
     """What happened, not what was asked.
 
     `size`, `bytes_read`, `bytes_written` and `block_size` are in bytes, `elapsed` in seconds, and
@@ -227,8 +225,7 @@ def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
     return "never"
 
 
-@dataclass(frozen=True, slots=True)
-class Copier:
+class Copier(NamedTuple):
     """How to copy; `copy` does it."""
 
     depth: int

@@ -9,10 +9,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from errno import EEXIST, EISDIR, ENOTDIR, ESTALE
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aiocp.backup import NUMBERED, Backups, Replaced
 from aiocp.copier import CopyResult, Link, Progress, copy_file
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
 Status = os.stat_result
 
 
-@dataclass(frozen=True, slots=True)
-class How:
+class How(NamedTuple):
     """How to copy: cp's options; `common` are arguments of both functions, `file`, `tree` of one.
 
     `follow` says which symbolic links are followed, `backup` is method and suffix, `parents` the

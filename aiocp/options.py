@@ -4,8 +4,7 @@ Each is declared once, as a field of `Options`; `parse` makes one of argv, or sa
 """
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -79,8 +78,7 @@ _app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @_app.command("aiocp", epilog=EPILOG, no_args_is_help=False)
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """Copy SRC to DST, or each SRC into the directory DST, through Linux AIO.
 
     Exit status 0 means that the copy is whole, in place and on the disk.

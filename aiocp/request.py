@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def request(options: Options, **asked: Any) -> tuple[How, list[tuple[str, str]]]
         _without_context(options.context, how)
     if how.backup and _is_itself(options, *pairs[0]):
         # a copy of a file to itself with a backup can only mean a copy under the backup's name
-        return replace(how, backup=None), [(options.operands[0], _backup_of(how, pairs[0][0]))]
+        return how._replace(backup=None), [(options.operands[0], _backup_of(how, pairs[0][0]))]
     return how, pairs
 
 

@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 from aiocp import metadata
 from aiocp.backup import NONE, SUFFIX, check_backup
@@ -32,8 +32,7 @@ TREE_DEPTH = 256
 TREE_BLOCK_SIZE = 256 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class TreeResult:
+class TreeResult(NamedTuple):
     """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
 
     `reflinked` files share the blocks of their sources; `holes` are bytes that were not written
