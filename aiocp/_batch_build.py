@@ -11,14 +11,14 @@ ffibuilder = FFI()
 
 ffibuilder.cdef(
     """
-    enum { CAPACITY = 64, SMALL = 262144 };
+    enum { CAPACITY = 64 };
     enum { ADDED, OTHER, OPEN, WRITTEN, UNFINISHED, FAILED, PLACED };
     enum { NEVER, AUTO, ALWAYS };
     enum { OPEN_SOURCE, READ, OPEN_DESTINATION, WRITE, SET_ATTRIBUTES, LOOK, CHANGED, SHRANK,
            CLOSE, LINK, RENAME, REPLACED };
 
     struct small_file {
-        int state, step, error, source, copy, cloned;
+        int state, step, error, source, copy, cloned, in_memory;
         unsigned directory, alignment, bits;
         long long size;
         unsigned long long device;
@@ -27,9 +27,9 @@ ffibuilder.cdef(
     };
     struct aiocp_batch {
         unsigned nr, directories, placed, cloned;
-        long long bytes;
+        long long bytes, small;
         int links, ownership, mode, timestamps, context, xattr, default_mode;
-        int allow_changed, replace, holes;
+        int allow_changed, replace, holes, alone;
         struct small_file files[64];
         ...;
     };
@@ -37,7 +37,7 @@ ffibuilder.cdef(
     int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
                         unsigned mask, int fresh, int acl, int flush, int clone);
     int batch_refused(struct aiocp_batch *b, unsigned directory);
-    int batch_add(struct aiocp_batch *b, const char *name);
+    int batch_add(struct aiocp_batch *b, const char *name, int source);
     void batch_open(struct aiocp_batch *b);
     int batch_finish(struct aiocp_batch *b, unsigned index);
     int batch_set_times(struct aiocp_batch *b, unsigned index);
@@ -68,7 +68,7 @@ ffibuilder.set_source(
     #include <sys/wait.h>
     #include <sys/xattr.h>
 
-    enum { CAPACITY = 64, SMALL = 262144 };
+    enum { CAPACITY = 64 };
 
     /* ADDED until it is opened. Then OTHER: not for a batch (not small, its name is taken, other
        names are to be kept, ...); OPEN: its bytes are to be read into it; WRITTEN: they were in
@@ -84,6 +84,7 @@ ffibuilder.set_source(
         int source, copy;               /* descriptors, -1 when closed */
         int replaces;                   /* a file that has the name */
         int cloned;                     /* it shares the blocks of its source */
+        int in_memory;                  /* all of the source was, when it was opened */
         unsigned directory, alignment;  /* alignment 0: buffered reads */
         unsigned bits;                  /* the mode it is to have unless that is preserved */
         long long size;
@@ -105,8 +106,10 @@ ffibuilder.set_source(
     struct aiocp_batch {
         unsigned nr, directories, placed, cloned;
         long long bytes;
+        long long small;                /* of how many bytes the largest is */
         int links, ownership, mode, timestamps, context, xattr, default_mode;
         int allow_changed, replace, holes;
+        int alone;                      /* a file by itself: the mask is left to the kernel */
         struct batch_directory directory[CAPACITY];
         struct small_file files[CAPACITY];
     };
@@ -126,12 +129,14 @@ ffibuilder.set_source(
         *fd = -1;
     }
 
-    /* The batch has descriptors of its own: a walk does not wait for it. */
+    /* The batch has descriptors of its own: a walk does not wait for it. No `source` where all
+       files are given open. */
     static int batch_directory(struct aiocp_batch *b, int source, int target, unsigned alignment,
                                unsigned mask, int fresh, int acl, int flush, int clone)
     {
         struct batch_directory *d = &b->directory[b->directories];
-        if ((d->source = fcntl(source, F_DUPFD_CLOEXEC, 0)) < 0)
+        d->source = -1;
+        if (source >= 0 && (d->source = fcntl(source, F_DUPFD_CLOEXEC, 0)) < 0)
             return -errno;
         if ((d->target = fcntl(target, F_DUPFD_CLOEXEC, 0)) < 0) {
             int r = -errno;
@@ -149,12 +154,15 @@ ffibuilder.set_source(
         return b->directories++;
     }
 
-    /* Add a name in the directory that was given last; how many there are. */
-    static int batch_add(struct aiocp_batch *b, const char *name)
+    /* Add a name in the directory that was given last, with its source if that is open: how many
+       there are, or a negative errno. */
+    static int batch_add(struct aiocp_batch *b, const char *name, int source)
     {
         struct small_file *f = &b->files[b->nr];
         memset(f, 0, offsetof(struct small_file, seen));
         f->source = f->copy = -1;
+        if (source >= 0 && (f->source = fcntl(source, F_DUPFD_CLOEXEC, 0)) < 0)
+            return -errno;
         f->directory = b->directories - 1;
         strncpy(f->name, name, sizeof f->name - 1);
         f->name[sizeof f->name - 1] = 0;
@@ -175,16 +183,16 @@ ffibuilder.set_source(
         f->error = error;
     }
 
-    /* Whether a file is wholly in the page cache: cachestat(2), Linux 6.5, by its number. It
-       changes nothing, while a read with RWF_NOWAIT of what is not cached begins to read ahead. */
-    static int is_cached(int fd, unsigned long long length)
+    /* How much of a file is in the page cache, in bytes of whole pages, or -1: cachestat(2), Linux
+       6.5, by its number. It changes nothing, while a read with RWF_NOWAIT of what is not cached
+       begins to read ahead. */
+    static long long cached_bytes(int fd)
     {
         enum { CACHESTAT = 451 };
-        unsigned long long range[2] = {0, length}, counts[5];
-        unsigned long long page = sysconf(_SC_PAGESIZE);
-        if (syscall(CACHESTAT, fd, range, counts, 0) < 0)
-            return 0;
-        return counts[0] >= (length + page - 1) / page;
+        unsigned long long whole[2] = {0, 0}, counts[5];
+        if (syscall(CACHESTAT, fd, whole, counts, 0) < 0)
+            return -1;
+        return counts[0] * sysconf(_SC_PAGESIZE);
     }
 
     /* Read up to `length` bytes; what was read, or -1. */
@@ -273,7 +281,7 @@ ffibuilder.set_source(
         f->bits = (b->default_mode ? 0666 : f->seen.st_mode & 0777) & ~d->mask;
         do
             f->copy = openat(d->target, ".", O_TMPFILE | O_RDWR | O_CLOEXEC,
-                             kept || f->replaces ? 0600 : f->bits);
+                             !b->alone && (kept || f->replaces) ? 0600 : f->bits);
         while (f->copy < 0 && errno == EINTR);
         if (f->copy < 0) {
             if (errno == EOPNOTSUPP || errno == EISDIR || errno == ENOENT || errno == EINVAL)
@@ -283,11 +291,14 @@ ffibuilder.set_source(
         }
         if (f->replaces)
             return create_alike(f);
-        if (kept || f->bits == d->made)
+        if (!b->alone && (kept || f->bits == d->made))
             return 1;
         /* the kernel has taken a umask or an ACL off the mode, as foreseen or not */
-        if (fstat(f->copy, &s) < 0 ||
-            ((s.st_mode & 07777) != f->bits && fchmod(f->copy, f->bits) < 0))
+        if (fstat(f->copy, &s) < 0)
+            fail(f, OPEN_DESTINATION, errno);
+        else if (b->alone)
+            f->bits = s.st_mode & 0777;
+        else if ((s.st_mode & 07777) != f->bits && fchmod(f->copy, f->bits) < 0)
             fail(f, OPEN_DESTINATION, errno);
         else
             d->made = f->bits;
@@ -381,11 +392,13 @@ ffibuilder.set_source(
         return 1;
     }
 
-    /* Copy a file that is in memory. One byte more than none is read: files of /proc say 0 and are
-       not empty. */
-    static void copy_cached(struct aiocp_batch *b, struct small_file *f, char *buffer)
+    /* Copy a file that is in memory, or to be waited for. One byte more than none is read: files of
+       /proc say 0 and are not empty. */
+    static void copy_now(struct aiocp_batch *b, struct small_file *f)
     {
-        ssize_t n = read_all(f->source, buffer, f->size ? f->size : 1);
+        size_t room = f->size ? f->size : 1;
+        char *buffer = malloc(room);
+        ssize_t n = buffer ? read_all(f->source, buffer, room) : -1;
         if (n < 0)
             fail(f, READ, errno);
         else if (n < f->size)
@@ -396,22 +409,26 @@ ffibuilder.set_source(
             fail(f, WRITE, errno);
         else
             finish(b, f);
+        free(buffer);
     }
 
     static int is_for_others(const struct aiocp_batch *b, const struct batch_directory *d,
                              struct small_file *f)
     {
-        return f->size > SMALL || (b->links && f->seen.st_nlink > 1)
+        return f->size > b->small || (b->links && f->seen.st_nlink > 1)
             || (b->holes && f->seen.st_blocks * 512LL < f->size) || is_taken(b, d, f);
     }
 
-    static void open_file(struct aiocp_batch *b, struct small_file *f, char *buffer)
+    static void open_file(struct aiocp_batch *b, struct small_file *f)
     {
         struct batch_directory *d = &b->directory[f->directory];
+        long long cached;
         /* what takes the name meanwhile is not followed into, and not waited for */
-        do
+        while (f->source < 0) {
             f->source = openat(d->source, f->name, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
-        while (f->source < 0 && errno == EINTR);
+            if (f->source < 0 && errno != EINTR)
+                break;
+        }
         if (f->source < 0 || fstat(f->source, &f->seen) < 0) {
             fail(f, OPEN_SOURCE, errno);
             return;
@@ -431,8 +448,14 @@ ffibuilder.set_source(
         if (clones(d, f)) {
             if (f->cloned)
                 finish(b, f);
-        } else if (!f->size || is_cached(f->source, f->size)) {
-            copy_cached(b, f, buffer);
+            return;
+        }
+        cached = f->size ? cached_bytes(f->source) : 0;
+        f->in_memory = cached >= f->size;
+        if (f->in_memory || b->alone) {
+            copy_now(b, f);
+            if (b->alone && !cached)  /* leave the memory to others */
+                posix_fadvise(f->source, 0, 0, POSIX_FADV_DONTNEED);
         } else {
             if (d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0)
                 f->alignment = d->alignment;
@@ -443,14 +466,9 @@ ffibuilder.set_source(
     /* Open all files that were added, and copy those that are in memory. */
     static void batch_open(struct aiocp_batch *b)
     {
-        char *buffer = malloc(SMALL);
         unsigned i;
         for (i = 0; i < b->nr; i++)
-            if (buffer)
-                open_file(b, &b->files[i], buffer);
-            else
-                fail(&b->files[i], READ, ENOMEM);
-        free(buffer);
+            open_file(b, &b->files[i]);
     }
 
     static int same_time(struct timespec one, struct timespec two)

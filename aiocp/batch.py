@@ -17,10 +17,9 @@ from aiocp import direct, engine, metadata
 from aiocp._batch import ffi, lib
 from aiocp.errors import SourceChanged, fail
 from aiocp.reflink import Reflink
-from aiocp.source import shrank
+from aiocp.source import SMALL, shrank
 
 CAPACITY: int = lib.CAPACITY  # files of a batch at most
-SMALL: int = lib.SMALL  # bytes: the largest file that counts as small
 
 # now, because cffi aborts when two threads build a type
 _BUILT = [ffi.typeof(f"struct {name}").fields for name in ("aiocp_batch", "small_file")]
@@ -82,10 +81,12 @@ class Batch:
         allow_changed: bool = False,
         replace: bool = True,
         holes: bool = False,
+        alone: bool = False,
     ) -> None:
         """`preserve` as for metadata.carry; `allow_changed` accepts sources that change, `replace`
         takes the place of files that have the name, and their owner and mode; with `holes` files
-        that have some are not for the batch."""
+        that have some are not for the batch. `alone` is for a single file: it is read by waiting
+        for it if it is not in memory, and what its mode lacks is left to the kernel."""
         self.sync, self.waiting = sync, 0
         self.data: list[Any] = []
         self.counts: list[int] = []
@@ -96,10 +97,11 @@ class Batch:
         if not batch:
             raise MemoryError
         self._files = batch.files
-        for name in metadata.ATTRIBUTES:
-            setattr(batch, name, name in preserve)
+        for name in preserve & metadata.ATTRIBUTES:
+            setattr(batch, name, True)
         batch.default_mode = metadata.DEFAULT_MODE in preserve
         batch.allow_changed, batch.replace, batch.holes = allow_changed, replace, holes
+        batch.small, batch.alone = SMALL, alone
 
     def __len__(self) -> int:
         nr: int = self._batch.nr
@@ -126,20 +128,21 @@ class Batch:
         source_fd: int,
         target_fd: int,
         *,
-        alignment: int,
-        mask: int,
-        fresh: bool,
-        acl: bool,
-        flush: bool,
+        alignment: int = 0,
+        mask: int = 0,
+        fresh: bool = False,
+        acl: bool = True,
+        flush: bool = True,
         clone: Reflink = "never",
     ) -> None:
         """Take the files added from now on from one directory to another; the batch copies both
         descriptors.
 
         Arguments:
+            source_fd: -1 where the files are given open.
             alignment: of direct reads from there, in bytes; 0 where it is not known.
             mask: the bits that the mode of a new file lacks in the target.
-            acl: whether that is because of a default ACL.
+            acl: whether that may be because of a default ACL.
             fresh: whether nothing is there but what this copy puts there.
             flush: whether closing a file there may tell of an error.
             clone: whether files are to share the blocks of their sources.
@@ -154,10 +157,16 @@ class Batch:
         self.data.append(data)
         self.counts.append(0)
 
-    def add(self, name: bytes) -> int:
-        """Add a file of the directory that was entered last; how many there are."""
+    def add(self, name: bytes, source_fd: int = -1) -> int:
+        """Add a file of the directory that was entered last, with its source if that is open; how
+        many there are.
+
+        Raises OSError from fcntl(2), of an open source.
+        """
+        nr: int = _add(self._batch, name, source_fd)
+        if nr < 0:
+            raise fail(-nr, "open source")
         self.counts[-1] += 1
-        nr: int = _add(self._batch, name)
         return nr
 
     def open(self) -> "Batch":
@@ -209,6 +218,10 @@ class Batch:
     def where(self, index: int) -> Any:
         """The `data` of a file's directory."""
         return self.data[self._files[index].directory]
+
+    def in_memory(self, index: int) -> bool:
+        """Whether all of a file's source was in the page cache when it was opened."""
+        return bool(self._files[index].in_memory)
 
     def finish(self, index: int) -> None:
         """Give a file whose bytes are in it its attributes. Raises OSError, those of `carry`."""

@@ -24,8 +24,16 @@ from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
 from aiocp.place import Place
 from aiocp.reflink import Reflink
-from aiocp.source import Source
-from aiocp.transfer import DirectorySync, FileTransfer, assert_durable, what_stopped
+from aiocp.small import copy_small
+from aiocp.source import SMALL, Source
+from aiocp.transfer import (
+    DirectorySync,
+    FileTransfer,
+    assert_durable,
+    sync_before_name,
+    sync_directory,
+    what_stopped,
+)
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Link = Literal["hard", "symbolic"]
@@ -39,11 +47,6 @@ DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
 BLOCK_SIZE_UNIT = 4096
 MAX_BLOCK_SIZE = 1 << 30
-
-# A file of at most so many bytes has nothing to have in flight: plain system calls copy it, through
-# the page cache. That is one wait for the disk less, and no context whose end takes 33 ms: with
-# sync=False a call took 0.5 ms instead of 1.6, next to others at work.
-_SMALL = 256 << 10
 
 
 class CopyResult(NamedTuple):
@@ -314,11 +317,75 @@ class Copier(NamedTuple):
         with (
             Source(src, self.direct, self.block_size) as source,
             self._place(src, dst, source.stat, backups) as place,
+        ):
+            result = self._copy_small(source, place, names, begun)
+            return result or self._copy(source, place, backups, dst, names, begun)
+
+    def _copy_small(
+        self, source: Source, place: Place, names: tuple[str, str], begun: float
+    ) -> CopyResult | None:
+        """Copy a small file by a batch of one; None where that is not for this one."""
+        if not self._is_small(source) or self.attributes_only or self.sparse == "always":
+            return None
+        copied = copy_small(
+            source,
+            place,
+            preserve=self.preserve,
+            sync=sync_before_name(self.preserve) if self.sync else engine.Sync.NONE,
+            allow_changed=self.allow_changed,
+            holes=self.sparse == "auto",
+            reflink=self.reflink,
+            report=self.progress,
+        )
+        if copied is None:
+            return None
+        try:
+            if self.sync:
+                sync_directory(place.directory, place.readable)
+            source.close()
+        except OSError as error:
+            error.strerror = f"copied, but {error.strerror}"
+            raise
+        size, carried = copied.size, 0 if copied.method == "reflink" else copied.size
+        elapsed = perf_counter() - begun
+        return CopyResult(
+            *names,
+            size=size,
+            bytes_read=carried,
+            bytes_cached=carried if copied.cached else 0,
+            bytes_written=carried,
+            holes=0,
+            method=copied.method,
+            depth=1,
+            peak_in_flight=1,
+            block_size=self.block_size,
+            direct_read=False,
+            direct_write=False,
+            in_place=False,
+            backup=None,
+            removed=False,
+            synced=self.sync,
+            elapsed=elapsed,
+            rate=size / elapsed,
+            notes=(),
+        )
+
+    def _copy(
+        self,
+        source: Source,
+        place: Place,
+        backups: Backups | None,
+        dst: bytes,
+        names: tuple[str, str],
+        begun: float,
+    ) -> CopyResult:
+        """Copy what may be anything, through the engine or as a stream."""
+        with (
             Destination(
                 place.directory,
                 place.name,
                 source,
-                "never" if self._is_small(source) else self.direct,
+                self.direct,
                 self.block_size,
                 in_place=self.in_place,
                 force=self.force,
@@ -338,10 +405,8 @@ class Copier(NamedTuple):
                 allow_changed=self.allow_changed,
                 must_be_direct=self.direct == "always",
             )
-            # the mode of a file that was there is with its times, that of a new one with its data
-            with_data = {"links"} if destination.in_place else {"links", "mode"}
-            if transfer.sync is not engine.Sync.NONE and self.preserve - with_data:
-                transfer.sync = engine.Sync.FSYNC
+            if transfer.sync is not engine.Sync.NONE:
+                transfer.sync = sync_before_name(self.preserve, in_place=destination.in_place)
             streamed = source.size is None or not destination.seekable
             try:
                 if not self.attributes_only:
@@ -390,11 +455,11 @@ class Copier(NamedTuple):
         )
 
     def _is_small(self, source: Source) -> bool:
-        return self.direct == "auto" and source.size is not None and source.size <= _SMALL
+        return self.direct == "auto" and source.small
 
     def _context(self, transfer: FileTransfer) -> Context:
         if self._is_small(transfer.source) or transfer.cloned:
-            return Context(1, _SMALL, aio=False)
+            return Context(1, SMALL, aio=False)  # the end of one for AIO takes 33 ms
         return Context(self.depth, self.block_size)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
@@ -446,8 +511,6 @@ class Copier(NamedTuple):
             raise fail(EINVAL, "O_DIRECT on a stream")
         if transfer.read_direct:
             direct.switch_off(transfer.read_fd)
-        if transfer.write_direct:
-            direct.switch_off(transfer.write_fd)
         total = transfer.source.size or 0
         data: stream.Data | None = None
         if self.sparse == "always" and transfer.destination.regular:

@@ -111,6 +111,8 @@ class Destination:
                 mode = os.fstat(self.fd).st_mode
                 self.regular = stat.S_ISREG(mode)
                 self.seekable = self.regular or stat.S_ISBLK(mode)
+                if how == "auto" and (source.small or source.size is None or attributes_only):
+                    how = "never"
                 self.through_cache = how == "auto" and buffers_direct_writes(self.fd)
                 if self.through_cache:
                     how = "never"

@@ -9,6 +9,8 @@ from typing import Protocol
 class SourceChanged(OSError):
     """The source changed while it was being copied; what was written has been thrown away."""
 
+    operation = "look at source"
+
 
 class Cancelled(Exception):
     """The copy was stopped through `cancel`; nothing of it is left, or the text says what."""

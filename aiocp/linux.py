@@ -17,6 +17,8 @@ _PATH_MAX = 4096  # with the NUL at its end
 _FICLONE = 0x40049409
 _GETFLAGS, _NOCOW = 0x80086601, 0x00800000
 
+_KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
+
 _BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
 _file_open, _file_close = lib.file_open, lib.file_close
 
@@ -220,8 +222,13 @@ def close_may_fail(fd: int) -> bool:
 def has_syncfs(fd: int) -> bool:
     """Whether syncfs(2) makes everything on this file system durable and tells of what was not
     written: since Linux 5.8, on ext4, XFS and Btrfs."""
-    major, minor = map(int, os.uname().release.split("-")[0].split(".")[:2])
-    return (major, minor) >= (5, 8) and lib.filesystem_type(fd) in _SYNCED_WHOLE
+    return _KERNEL >= (5, 8) and lib.filesystem_type(fd) in _SYNCED_WHOLE
+
+
+def masks_unnamed_files() -> bool:
+    """Whether every file system takes the umask off the mode of a file that O_TMPFILE makes, as it
+    does with one that has a name: since Linux 6.0."""
+    return _KERNEL >= (6, 0)
 
 
 def dirty_bytes() -> int:

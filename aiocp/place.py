@@ -7,7 +7,6 @@ overwritten, with our rights.
 
 import os
 import stat
-from contextlib import suppress
 from errno import EISDIR, ELOOP, ENOENT, ENOTDIR, EPERM
 from typing import Self
 
@@ -21,8 +20,11 @@ class Place:
     """Where a copy goes: an open directory and a name in it.
 
     `readable` tells whether the directory can be synced: one that we may not read cannot. `follow`
-    is for a link that only the kernel can follow: /dev/stdout, when that is a pipe.
+    is for a link that only the kernel can follow: /dev/stdout, when that is a pipe. `free` tells
+    that nothing had the name when a link was looked for.
     """
+
+    free = False
 
     def __init__(self, path: bytes, *, follow: bool = True) -> None:
         """Resolve `path` through a symbolic link at its end, if `follow`, and open its directory.
@@ -32,7 +34,12 @@ class Place:
         with operation("open destination"):
             if path.endswith(b"/"):
                 raise fail(ENOTDIR, "open destination")
-            resolved, self.follow = _resolve(path) if follow else (path, False)
+            resolved, self.follow = path, False
+            if follow:
+                kind = _kind(path)
+                self.free = kind == 0
+                if stat.S_ISLNK(kind):
+                    resolved, self.follow = _resolve(path)
             head, self.name = os.path.split(resolved)
             self.directory, self.readable = open_directory(head)
 
@@ -74,8 +81,15 @@ class Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what was done in it is synced or has failed
-            self.directory.close()
+        self.directory.let_go()  # what was done in it is synced or has failed
+
+
+def _kind(path: bytes) -> int:
+    """The st_mode of what has a name, 0 if nothing has it."""
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def _resolve(path: bytes) -> tuple[bytes, bool]:
@@ -83,8 +97,6 @@ def _resolve(path: bytes) -> tuple[bytes, bool]:
 
     A dangling one is refused as cp refuses it.
     """
-    if not os.path.islink(path):
-        return path, False
     if not os.path.exists(path):
         raise _dangling()
     real = os.path.realpath(path)

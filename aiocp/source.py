@@ -11,13 +11,17 @@ from aiocp.errors import SourceChanged, fail, operation
 from aiocp.linux import File
 from aiocp.page_cache import PageCache
 
+# A file of at most so many bytes has nothing to have in flight: what is written of it goes through
+# the page cache, which is one wait for the disk less.
+SMALL = 256 << 10
+
 
 class Source:
     """A source opened for reading.
 
     `size` in bytes is what it was when opened, None where only reading to the end tells it: pipes,
-    character devices, and the files of /proc and /sys that say 0 and are not empty. `alignment` is
-    0 for buffered reads.
+    character devices, and the files of /proc and /sys that say 0 and are not empty; `small` that it
+    is that of a file, known, and not more than SMALL. `alignment` is 0 for buffered reads.
     """
 
     def __init__(
@@ -29,8 +33,10 @@ class Source:
         dir_fd: int | None = None,
         seen: os.stat_result | None = None,
         follow: bool = True,
+        alone: bool = True,
     ) -> None:
-        """Open `path`, below `dir_fd` if given; `seen` is what a look at it has said.
+        """Open `path`, below `dir_fd` if given; `seen` is what a look at it has said. A small file
+        that is copied `alone`, with no others in flight, is not read directly with "auto".
 
         Raises OSError, the operation in its text: those of stat(2) and open(2), EISDIR for a
         directory, EINVAL where direct I/O is a must and not to be had, and `SourceChanged` where
@@ -43,19 +49,21 @@ class Source:
             if stat.S_ISDIR(seen.st_mode):
                 raise fail(EISDIR, "open source")
             self.file = _open(path, seen, dir_fd, follow)
-        try:
-            with operation("open source"):
+            try:
                 self.stat = os.fstat(self.fd)
-            if not os.path.samestat(seen, self.stat):
-                raise SourceChanged(ESTALE, "source was replaced while being opened")
-            self.size = self._size()
-            with operation("open source"):
-                self.alignment = direct.switch_on(self.fd, how, block_size)
-            if self.size is None:
+                if not os.path.samestat(seen, self.stat):
+                    raise SourceChanged(ESTALE, "source was replaced while being opened")
+                self.size = self._size()
+                regular = stat.S_ISREG(self.stat.st_mode)
+                self.small = regular and self.size is not None and self.size <= SMALL
                 self.alignment = 0
-        except BaseException:
-            self.close()
-            raise
+                if not (alone and self.small and how == "auto"):
+                    alignment = direct.switch_on(self.fd, how, block_size)
+                    if self.size is not None:
+                        self.alignment = alignment
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def fd(self) -> int:
@@ -104,8 +112,11 @@ class Source:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with suppress(*([OSError] if kind else [])):  # the first error is the one to report
+        if kind is None:
             self.close()
+        else:
+            with suppress(OSError):  # the first error is the one to report
+                self.close()
 
 
 def shrank() -> SourceChanged:

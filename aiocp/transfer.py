@@ -127,6 +127,13 @@ class FileTransfer(engine.Transfer):
         self.destination.finish(self.size, self.source)
 
 
+def sync_before_name(preserve: frozenset[str], *, in_place: bool = False) -> engine.Sync:
+    """What a file needs that is to have these attributes: the mode of a new one is synced with its
+    data, that of one which was there with its times."""
+    with_data = {"links"} if in_place else {"links", "mode"}
+    return engine.Sync.FSYNC if preserve - with_data else engine.Sync.FDATASYNC
+
+
 class DirectorySync(engine.Transfer):
     """The sync of a directory in which a name was put in place."""
 

@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from errno import EINVAL, EISDIR, ESTALE
 
 from aiocp.backup import Backups, Replaced
-from aiocp.batch import SMALL, Batch, SmallFile
+from aiocp.batch import Batch, SmallFile
 from aiocp.budget import Budget
 from aiocp.context import Context
 from aiocp.copier import (
@@ -34,7 +34,7 @@ from aiocp.nodes import link_node
 from aiocp.opening import Opening
 from aiocp.outcome import Outcome
 from aiocp.placing import Placing, Written
-from aiocp.source import Source
+from aiocp.source import SMALL, Source
 from aiocp.target import Target, TargetSync, make_directory
 from aiocp.transfer import (
     DirectorySync,
@@ -320,7 +320,13 @@ class TreeCopy:
             return None
         if self.how.link is None and self.how.has_contents(seen):
             source = Source(
-                name, "auto", self.how.block_size, dir_fd=from_fd, seen=seen, follow=self.how.follow
+                name,
+                "auto",
+                self.how.block_size,
+                dir_fd=from_fd,
+                seen=seen,
+                follow=self.how.follow,
+                alone=False,
             )
             transfer = begin(
                 self.how,

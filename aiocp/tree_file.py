@@ -5,7 +5,6 @@ import stat
 from contextlib import suppress
 
 from aiocp import stream
-from aiocp.batch import SMALL
 from aiocp.destination import Destination
 from aiocp.engine import Sync
 from aiocp.errors import Cancel
@@ -13,7 +12,7 @@ from aiocp.hard_links import Identity
 from aiocp.place import Place
 from aiocp.source import Source
 from aiocp.target import Target
-from aiocp.transfer import FileTransfer
+from aiocp.transfer import FileTransfer, sync_before_name
 from aiocp.tree_options import TreeOptions
 
 
@@ -94,7 +93,7 @@ def begin(
             place.directory if place else target.opened(),
             place.name if place else name,
             source,
-            "never" if size <= SMALL else "auto",
+            "auto",
             how.block_size,
             preserve=how.preserve,
             mask=None if place else target.mask,
@@ -119,13 +118,14 @@ def begin(
             for size in stream.copy(source.fd, destination.fd, block, cancel):
                 transfer.bytes_read = transfer.bytes_written = size
         else:
-            transfer.lay_out(how.sparse, reserve=size > SMALL)
+            transfer.lay_out(how.sparse, reserve=not source.small)
     except BaseException:
         transfer.close()
         raise
-    if destination.in_place and "mode" in how.preserve and transfer.sync is Sync.FDATASYNC:
-        transfer.sync = Sync.FSYNC  # only the mode of a new file is synced with its data
-    light = size <= SMALL or transfer.cloned  # few bytes of it are not on the disk yet
+    if destination.in_place and transfer.sync is not Sync.NONE:
+        transfer.sync = sync_before_name(how.preserve, in_place=True)
+    # few bytes of it are not on the disk yet
+    light = source.small or transfer.cloned or how.attributes_only or transfer.streamed
     if target.together and light and not (destination.in_place or place):
         transfer.sync, transfer.waits = Sync.NONE, True
     transfer.size = size

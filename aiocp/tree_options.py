@@ -10,6 +10,7 @@ from aiocp.copier import Link
 from aiocp.engine import Sync
 from aiocp.extents import Sparse
 from aiocp.reflink import Reflink
+from aiocp.transfer import sync_before_name
 
 # whether to replace, given the path, the source's stat and that of what has its name
 Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
@@ -43,10 +44,8 @@ class TreeOptions(NamedTuple):
 
     @property
     def file_sync(self) -> Sync:
-        """What a file needs before it gets its name: the mode alone is synced with the data."""
-        if not self.sync:
-            return Sync.NONE
-        return Sync.FSYNC if self.preserve - {"mode", "links"} else Sync.FDATASYNC
+        """What a new file needs before it gets its name."""
+        return sync_before_name(self.preserve) if self.sync else Sync.NONE
 
     @property
     def batches(self) -> bool:

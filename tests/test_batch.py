@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from aiocp import SourceChanged, copy_tree
-from aiocp.batch import SMALL, Batch, SmallFile
+from aiocp.batch import Batch, SmallFile
 from aiocp.engine import Sync
+from aiocp.source import SMALL
 from faults import in_child, refuse_tmpfile
 
 OPEN_FILES = Path("/proc/self/fd")

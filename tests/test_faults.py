@@ -67,8 +67,8 @@ NAMES = {
     "chown": ["fchown"],
     "chmod": ["fchmod"],
     "io_getevents": ["io_getevents", "io_pgetevents"],
-    "readv": ["preadv", "preadv2"],
-    "writev": ["pwritev"],
+    "readv": ["preadv", "preadv2", "pread64"],
+    "writev": ["pwritev", "pwrite64"],
     "sync": ["fdatasync", "fsync", "syncfs"],
     "clone": ["clone", "clone3"],
     "link": ["linkat"],
@@ -99,7 +99,7 @@ FATAL = {
 ALWAYS = {"openat", "stat", "statx", "fcntl", "close", "fallocate", "ftruncate", "chmod"}
 AIO = {"io_setup", "io_submit", "io_getevents", "mmap"}
 # by plain system calls
-PLAIN = (ALWAYS - {"fallocate", "ftruncate"}) | {"mmap", "readv", "writev", "sync"}
+PLAIN = {"openat", "stat", "fcntl", "close", "readv", "writev", "sync"}
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ CASES = [
     Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
     Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
     Case("small", PLAIN | {"link"}, new=NEW[:100_001]),
+    Case("small, without O_TMPFILE", PLAIN | {"rename"}, refused=("O_TMPFILE",), new=NEW[:100_001]),
     Case("small, replaced", PLAIN | {"chown", "clone", "link", "rename"}, OLD, new=NEW[:100_001]),
 ]
 

@@ -18,6 +18,7 @@ from aiocp import SourceChanged, copy_file, place
 from aiocp import source as source_module
 from aiocp.destination import Destination
 from aiocp.linux import File
+from aiocp.place import Place
 from faulty_fuse import faulty_directory
 from filesystems import scratch_directory
 
@@ -404,13 +405,13 @@ def test_a_link_planted_in_place_of_the_directory(
         directory.symlink_to(elsewhere)
 
     if when == "open":
-        look = Destination._look
+        enter = Place.__enter__
 
-        def plant_and_look(self: Destination) -> os.stat_result | None:
+        def plant_and_enter(self: Place) -> Place:
             plant()
-            return look(self)
+            return enter(self)
 
-        monkeypatch.setattr(Destination, "_look", plant_and_look)
+        monkeypatch.setattr(Place, "__enter__", plant_and_enter)
     copy_file(source, directory / "copy", progress=once(plant) if when == "copying" else None)
     assert (moved / "copy").read_bytes() == NEW
     assert os.listdir(moved) == ["copy"]
