@@ -21,6 +21,7 @@ from errno import (
     ENOSPC,
     EOPNOTSUPP,
 )
+from functools import partial
 from typing import Self
 
 from aiocp import direct, metadata, stream
@@ -29,10 +30,15 @@ from aiocp.engine import Extent
 from aiocp.errors import Cancel, fail, look, operation, same_file
 from aiocp.linux import File, allocate, buffers_direct_writes, clone, punch, temporary_name
 from aiocp.source import Source
+from aiocp.stage import Stage
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
 _NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
 
+
+# After so many bytes what was written through the page cache is sent to the disk, unless so many
+# times as many are on their way there: then it is waited for
+_SEND, _ON_THEIR_WAY = 32 << 20, 4
 
 _CLOSED = File()  # where there is none
 _LINKABLE: list[int] = []  # not empty once an unnamed file was found to have a path in /proc
@@ -91,6 +97,8 @@ class Destination:
         self.backup: bytes | None = None
         self._mode: int | None = None
         self._exact = False  # whether the size is not to be changed
+        self._behind: Stage[None] | None = None
+        self._sent = 0  # bytes that are on their way from memory to the disk
         try:
             with operation("open destination"):
                 existing = self._look()
@@ -278,7 +286,22 @@ class Destination:
         unit = self.alignment or 1
         return -(-length // unit) * unit
 
-    def forget(self, offset: int, length: int) -> None:
+    def wrote(self, length: int) -> None:
+        """Leave the page cache to others: of the `length` bytes that are written by now the last go
+        to the disk, and those before, which are there, out of memory.
+
+        In a side thread, since writing back is as much work as writing: checksums.
+        """
+        if not self.through_cache or length - self._sent < _SEND:
+            return
+        if self._behind is None:
+            self._behind = Stage("aiocp-write-back")
+        start, self._sent = max(0, self._sent - _SEND), length
+        self._behind.give(partial(self._forget, start, length - start))
+        while self._behind.pending > _ON_THEIR_WAY:
+            self._behind.take()
+
+    def _forget(self, offset: int, length: int) -> None:
         """Have a range written back, or if it is, out of the page cache; length 0: to the end."""
         with suppress(OSError):  # no more than advice
             os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
@@ -299,7 +322,7 @@ class Destination:
     def commit(self, *, flush: bool = True) -> None:
         """Put the finished file under its name; `flush` if closing it may tell of an error."""
         if self.through_cache:  # synced by now
-            self.forget(0, 0)
+            self._forget(0, 0)
         if self.in_place:
             return
         directory = self.directory.fileno()
@@ -333,6 +356,8 @@ class Destination:
 
     def close(self) -> None:
         """Close; what was not committed is gone. Raises OSError from close(2); idempotent."""
+        if self._behind is not None:
+            self._behind.close()
         try:
             self.file.close()
         except OSError as error:

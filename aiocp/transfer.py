@@ -15,9 +15,6 @@ from aiocp.source import Source, shrank
 # read does, and they are left out of the writes as zeroes
 _READ_THROUGH = 64 << 10
 
-# After so many bytes what was written through the page cache is put out of it
-_FORGET = 64 << 20
-
 _DOING = {
     engine.Step.READING: "read",
     engine.Step.WRITING: "write",
@@ -48,7 +45,6 @@ class FileTransfer(engine.Transfer):
         self._cache: PageCache | None = None
         self.size = 0
         self.cloned = False
-        self._forgotten = 0  # up to there
 
     def clone(self, how: reflink.Reflink, refused: set[int]) -> bool:
         """Share the source's blocks instead of copying them, if that can be: reflink.clone()."""
@@ -107,14 +103,7 @@ class FileTransfer(engine.Transfer):
         return self.destination.padding(offset, length)
 
     def wrote(self) -> None:
-        """Leave the page cache to others: what was written goes out of it, and is on its way to
-        the disk already when it is synced."""
-        if not self.destination.through_cache:
-            return
-        if self.bytes_written - self._forgotten >= _FORGET:
-            start = max(0, self._forgotten - _FORGET)
-            self.destination.forget(start, self.bytes_written - start)
-            self._forgotten = self.bytes_written
+        self.destination.wrote(self.bytes_written)
 
     def undirect(self, step: engine.Step) -> None:
         if self._must_be_direct:
