@@ -3,13 +3,15 @@
 scripts/crash runs the same loops for longer.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aiocp import copy_file
+from aiocp.batch import Batch
 from aiocp.destination import Destination
-from crash import WAYS, after_return, at_random_moments, disk
+from crash import WAYS, Disk, after_return, at_random_moments, disk
 
 pytestmark = pytest.mark.root
 
@@ -35,6 +37,17 @@ def test_without_the_sync_a_power_cut_loses_the_copy(fstype: str, way: str) -> N
     assert len(tally.broken) >= 5
 
 
+def and_cut(place: Callable[..., object], target: Disk) -> Callable[..., object]:
+    """What does as `place`, and cuts the power."""
+
+    def place_and_cut(*arguments: object) -> object:
+        result = place(*arguments)
+        target.cut()
+        return result
+
+    return place_and_cut
+
+
 @pytest.mark.parametrize("old", [False, True], ids=["new", "replaced"])
 @pytest.mark.parametrize("fstype", ["ext4", "xfs"])
 def test_cut_between_the_name_and_its_sync(
@@ -47,13 +60,8 @@ def test_cut_between_the_name_and_its_sync(
         if old:
             destination.write_bytes(b"old")
         target.sync()
-        commit = Destination.commit
-
-        def commit_and_cut(self: Destination) -> None:
-            commit(self)
-            target.cut()
-
-        monkeypatch.setattr(Destination, "commit", commit_and_cut)
+        for kind, method in ((Destination, "commit"), (Batch, "place")):
+            monkeypatch.setattr(kind, method, and_cut(getattr(kind, method), target))
         with pytest.raises(OSError, match="copied, but its name is not durable: sync: "):
             copy_file(tmp_path / "source", destination)
         target.restart()
