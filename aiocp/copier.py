@@ -20,16 +20,13 @@ from aiocp.destination import Destination
 from aiocp.errors import Cancel, Cancelled, fail, look, operation, same_file
 from aiocp.existing import Relation, relation, same_entry
 from aiocp.extents import Sparse
-from aiocp.linux import sync_filesystem
 from aiocp.metadata import attributes
 from aiocp.place import Place
 from aiocp.reflink import Reflink
 from aiocp.small import copy_small
 from aiocp.source import SMALL, Source
 from aiocp.transfer import (
-    DirectorySync,
     FileTransfer,
-    assert_durable,
     sync_before_name,
     sync_directory,
     what_stopped,
@@ -421,7 +418,8 @@ class Copier(NamedTuple):
                 raise
             destination.commit()
             try:
-                self._sync_directory(context, place, destination)
+                if self.sync and not destination.in_place:
+                    sync_directory(place.directory, place.readable, destination.fd)
                 destination.close()
                 source.close()
             except OSError as error:
@@ -473,7 +471,7 @@ class Copier(NamedTuple):
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse, reserve=not self._is_small(source))
-        self._run(context, transfer, self.cancel, transfer.size)
+        self._run(context, transfer)
 
     def _place(
         self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None
@@ -488,20 +486,14 @@ class Copier(NamedTuple):
             backups.refuse(src, seen, place.directory.fileno(), place.name)
         return place
 
-    def _run(
-        self,
-        context: Context,
-        transfer: engine.Transfer,
-        cancel: Cancel | None = None,
-        total: int = 0,
-    ) -> None:
-        """Drive one transfer to its end; raise what stopped it."""
+    def _run(self, context: Context, transfer: FileTransfer) -> None:
+        """Drive a transfer to its end; raise what stopped it."""
         reported = transfer.bytes_written + transfer.holes
         for _ in engine.Engine(context, [transfer]).run():
-            look(cancel)
+            look(self.cancel)
             if (done := transfer.bytes_written + transfer.holes) != reported:
                 reported = done
-                self._report(done, total)
+                self._report(done, transfer.size)
         if transfer.failed:
             raise what_stopped(transfer)
 
@@ -525,22 +517,6 @@ class Copier(NamedTuple):
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
-
-    def _sync_directory(self, context: Context, place: Place, destination: Destination) -> None:
-        """Have the new name on the disk."""
-        if not self.sync or destination.in_place:
-            return
-        try:
-            if place.readable:
-                # too late to cancel: the new file is there
-                self._run(context, DirectorySync(place.directory.fileno()))
-            else:
-                with operation("sync"):
-                    sync_filesystem(destination.fd)
-            assert_durable(place.directory.fileno())
-        except OSError as error:
-            error.strerror = f"its name is not durable: {error.strerror}"
-            raise
 
 
 def _beside(path: bytes, name: bytes | None) -> str | None:

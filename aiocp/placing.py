@@ -88,7 +88,7 @@ class Placing:
         assert self.root is not None
         with operation("sync"):
             sync_filesystem(self.root.fd())
-        assert_durable(self.root.fd())
+            assert_durable(self.root.fd())
         self.syncs += 1
 
     def _sync_and_place(self, held: Sequence[Written]) -> _Placed:

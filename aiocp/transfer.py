@@ -7,7 +7,7 @@ from errno import EINVAL, EIO, EROFS
 from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
-from aiocp.linux import File
+from aiocp.linux import File, sync_filesystem
 from aiocp.page_cache import PageCache
 from aiocp.source import Source, shrank
 
@@ -140,17 +140,17 @@ def assert_durable(fd: int) -> None:
     of another has failed, that of ext4 and Btrfs has nothing to do any more and succeeds, but they
     take no new file. Raises OSError.
     """
-    with operation("sync"):
-        os.fstat(fd)
-        try:
-            File.open(b".", os.O_TMPFILE | os.O_WRONLY, dir_fd=fd)
-        except OSError as error:
-            if error.errno in (EIO, EROFS):
-                raise
+    os.fstat(fd)
+    try:
+        File.open(b".", os.O_TMPFILE | os.O_WRONLY, dir_fd=fd)
+    except OSError as error:
+        if error.errno in (EIO, EROFS):
+            raise
 
 
-def sync_directory(directory: File, readable: bool) -> None:
-    """Have the names in a directory on the disk, also in one that we may not read.
+def sync_directory(directory: File, readable: bool, fd: int | None = None) -> None:
+    """Have the names in a directory on the disk, also in one that we may not read: then by a sync
+    of the file system, that of `fd`, an open file, if there is one.
 
     Raises OSError.
     """
@@ -158,8 +158,10 @@ def sync_directory(directory: File, readable: bool) -> None:
         if readable:
             os.fsync(directory.fileno())
             assert_durable(directory.fileno())
-        else:
+        elif fd is None:
             os.sync()
+        else:
+            sync_filesystem(fd)
 
 
 def what_stopped(transfer: engine.Transfer) -> OSError:

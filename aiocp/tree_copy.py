@@ -33,11 +33,11 @@ from aiocp.linux import File, dirty_bytes, has_syncfs
 from aiocp.nodes import link_node
 from aiocp.opening import Opening
 from aiocp.outcome import Outcome
+from aiocp.place import open_directory
 from aiocp.placing import Placing, Written
 from aiocp.source import SMALL, Source
 from aiocp.target import Target, TargetSync, make_directory
 from aiocp.transfer import (
-    DirectorySync,
     assert_durable,
     sync_directory,
     what_stopped,
@@ -113,9 +113,8 @@ class TreeCopy:
                 self._failed(b"", error)
         if self.how.sync and self._root is not None and self._root.created:
             try:
-                self._sync_parent(context)
+                self._sync_parent()
             except OSError as error:
-                error.strerror = f"its name is not durable: {error.strerror}"
                 self._failed(b"", error)
 
     def _drive(self, engine: Engine) -> None:
@@ -143,14 +142,13 @@ class TreeCopy:
             self._reported = self._moved
             self.progress(self._moved, 0)
 
-    def _sync_parent(self, context: Context) -> None:
+    def _sync_parent(self) -> None:
         """Have the root's own name on the disk."""
-        parent = os.path.dirname(self.names[1].rstrip(b"/")) or b"."
-        with operation("sync"), File.open(parent, os.O_RDONLY | os.O_DIRECTORY) as file:
-            for transfer in Engine(context, [DirectorySync(file.fileno())]).run():
-                if transfer is not None and transfer.failed:
-                    raise what_stopped(transfer)
-            assert_durable(file.fileno())
+        root = self.names[1].rstrip(b"/")
+        with operation("its name is not durable: sync"):
+            parent, readable = open_directory(os.path.dirname(root))
+            with parent, File.open(root or b"/", os.O_RDONLY | os.O_DIRECTORY) as file:
+                sync_directory(parent, readable, file.fileno())
 
     @property
     def syncs(self) -> int:
@@ -418,7 +416,8 @@ class TreeCopy:
             try:
                 if transfer.failed:
                     raise what_stopped(transfer)
-                assert_durable(transfer.write_fd)
+                with operation("sync"):
+                    assert_durable(transfer.write_fd)
             except OSError as error:
                 self._failed(transfer.target.directory.path, error)
             self._arrived(self._settle(transfer.target))
@@ -489,7 +488,7 @@ class TreeCopy:
         destination = transfer.destination
         destination.commit(flush=transfer.target.flush)
         if transfer.place is not None and self.how.sync and not destination.in_place:
-            sync_directory(transfer.place.directory, transfer.place.readable)
+            sync_directory(transfer.place.directory, transfer.place.readable, destination.fd)
         self.files += 1
         self.bytes += transfer.size
         self.holes += transfer.holes

@@ -7,7 +7,7 @@ from contextlib import suppress
 from aiocp import stream
 from aiocp.destination import Destination
 from aiocp.engine import Sync
-from aiocp.errors import Cancel
+from aiocp.errors import Cancel, operation
 from aiocp.hard_links import Identity
 from aiocp.place import Place
 from aiocp.source import Source
@@ -88,7 +88,8 @@ def begin(
     try:
         remove = how.remove
         if not (remove or how.backs_up or target.created):
-            place, remove = _behind_link(how, target, name)
+            with operation("open destination"):
+                place, remove = _behind_link(how, target, name)
         destination = Destination(
             place.directory if place else target.opened(),
             place.name if place else name,
