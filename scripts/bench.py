@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             try:
                 with place(scenario, fstype, options) as directory:
                     race = Race(directory, scenario.peers, scenario.prepare)
-                    race.make(scenario.make)
+                    race.make(scenario.make, tiny=scenario.programs_cold)
                     runs = race.run(
                         min(options.rounds, scenario.rounds),
                         compare_all=not options.compare_once,

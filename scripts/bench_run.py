@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -155,9 +156,11 @@ class Race:
         self.peers = dict(peers)
         self._prepare = prepare
         self._copies = 0
+        self._tiny: Path | None = None
 
-    def make(self, make: Callable[[Path], object]) -> None:
-        """Make the source, in a process whose memory does not count as the peers' afterwards."""
+    def make(self, make: Callable[[Path], object], *, tiny: bool) -> None:
+        """Make the source, in a process whose memory does not count as the peers' afterwards; with
+        `tiny` also what each peer is to copy before."""
         child = multiprocessing.get_context("fork").Process(
             target=make, args=(self.source,), daemon=True
         )
@@ -165,6 +168,12 @@ class Race:
         child.join()
         if child.exitcode:
             raise Failed("the source could not be made")
+        if tiny:
+            self._tiny = file = self._directory / "tiny"
+            if self.source.is_dir():
+                self._tiny.mkdir()
+                file = self._tiny / "file"
+            file.write_bytes(bytes(4096))
 
     def run(self, rounds: int, *, compare_all: bool, keep: bool) -> Runs:
         """Let every peer copy so often; drop those that cannot. `keep` the copies until the end."""
@@ -186,11 +195,22 @@ class Race:
             names.append(names.pop(0))
         return runs
 
+    def _start(self, peer: Peer) -> None:
+        """Have a peer's program in memory, as that of somebody who uses it: it copies next to
+        nothing. Only the source is cold."""
+        if self._tiny is None:
+            return
+        copy = self._tiny.with_name("tiny-copy")
+        with suppress(Failed):  # told when it is timed
+            timed(peer.command, self._tiny, copy)
+        remove(copy)
+
     def _copy(self, peer: Peer, compare: bool, keep: bool) -> Run:
         self._copies += 1
         copy = self._directory / f"copy-{self._copies}"
         bystander = self._directory / BYSTANDER
         self._prepare(self.source)
+        self._start(peer)
         before = cached(bystander) if bystander.exists() else None
         run = timed(peer.command, self.source, copy)
         left = cached(bystander) if before is not None else None

@@ -44,6 +44,11 @@ class Scenario:
     place: Callable[[], AbstractContextManager[Path]] | None = None
     common: bool = True  # timed unless others are named
 
+    @property
+    def programs_cold(self) -> bool:
+        """Whether `prepare` puts the programs out of memory as well."""
+        return self.prepare in (sources.cold, sources.half, sources.with_bystander)
+
     def room(self, rounds: int) -> int:
         """Bytes for the source and the copies, and for the file system itself."""
         copies = rounds * len(self.peers) if self.copies_kept else 1
