@@ -13,7 +13,7 @@ from errno import EINVAL, EISDIR
 from time import perf_counter
 from typing import Literal, NamedTuple
 
-from aiocp import direct, engine, stream
+from aiocp import direct, engine, extents, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination
@@ -456,7 +456,10 @@ class Copier(NamedTuple):
         return self.direct == "auto" and source.small
 
     def _context(self, transfer: FileTransfer) -> Context:
-        if self._is_small(transfer.source) or transfer.cloned:
+        source = transfer.source
+        holes = self.sparse != "never" and transfer.destination.regular
+        nothing = holes and extents.has_no_data(source.fd, source.stat)
+        if self._is_small(source) or transfer.cloned or nothing:
             return Context(1, SMALL, aio=False)  # the end of one for AIO takes 33 ms
         return Context(self.depth, self.block_size)
 

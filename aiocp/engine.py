@@ -142,6 +142,7 @@ class Engine:
         self._current: Transfer | None = None
         self._blocks: Iterator[Extent] = iter(())
         self._free = list(range(depth - 1, -1, -1))
+        self._used = 0  # slots that have been in use: the first ones, as the last freed goes first
         self._step = [Step.FREE] * depth
         self._transfer: list[Transfer | None] = [None] * depth
         self._offset = [0] * depth  # of the block, in the file
@@ -228,6 +229,9 @@ class Engine:
         self._offset[slot], self._length[slot] = block
         self._cached[slot] = self._copies = transfer.cached_fd >= 0 and transfer.is_cached(*block)
         self._begin(slot, Step.READING, 0, block[1])
+        if slot == self._used:  # its memory was made for this: let the disk begin meanwhile
+            self._used += 1
+            self._context.submit()
         return True
 
     def _take(self, transfer: Transfer) -> int:

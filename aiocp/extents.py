@@ -22,6 +22,17 @@ def may_have_holes(status: os.stat_result) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_blocks < status.st_size // 512
 
 
+def has_no_data(fd: int, status: os.stat_result) -> bool:
+    """Whether a file is but a hole."""
+    if not stat.S_ISREG(status.st_mode) or status.st_blocks:
+        return False
+    try:
+        os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError as error:
+        return error.errno == ENXIO
+    return False
+
+
 def find_data(fd: int, size: int, unit: int) -> Iterator[Extent]:
     """Give the extents of the first `size` bytes of a file that hold data, when they are asked for.
 

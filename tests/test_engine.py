@@ -592,6 +592,22 @@ def test_a_submit_that_takes_nothing_until_all_is_reaped() -> None:
     assert context.peak == 2
 
 
+def test_a_slots_first_read_is_submitted_at_once() -> None:
+    """Then the slots that are free again are submitted together."""
+    submits: list[int] = []
+
+    class Counting(Script):
+        def takes(self, queued: int) -> int:
+            submits.append(queued)
+            return queued
+
+    context = ScriptedContext(4, 8, Counting())
+    (transfer,) = several(context, 8 * 8)
+    drive(context, [transfer])
+    assert_whole(transfer)
+    assert submits == [1, 1, 1, 1, 4, 4, 4, 1]
+
+
 # --- several transfers ---
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -829,3 +829,22 @@ def test_memory_is_not_spent_on_the_hole_map(tmp_path: Path) -> None:
         assert 8000 * PAGE - result.bytes_written < PAGE  # the last one is short
         assert_same(tmp_path / name, tmp_path / "copy")
     assert peaks[1] < peaks[0] + 64 * KIB
+
+
+@pytest.mark.parametrize("sparse", ["auto", "always"])
+def test_a_file_that_is_but_a_hole_takes_no_context(
+    tmp_path: Path, sparse: Literal["auto", "always"]
+) -> None:
+    """There is nothing to have in flight; one with a block of data takes one."""
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(MIB + 777)
+    result = copy_file(source, tmp_path / "copy", sparse=sparse, reflink="never")
+    assert (result.method, result.bytes_read, result.holes) == ("plain", 0, MIB + 777)
+    assert (tmp_path / "copy").stat().st_size == MIB + 777
+    assert (tmp_path / "copy").stat().st_blocks == 0
+    with source.open("r+b") as file:
+        file.write(b"data")
+    result = copy_file(source, tmp_path / "other", sparse=sparse, reflink="never")
+    assert result.method.startswith("aio")
+    assert (tmp_path / "other").read_bytes() == source.read_bytes()
