@@ -261,10 +261,9 @@ ffibuilder.set_source(
     {
         enum { CACHESTAT = 451 };
         uint64_t range[2] = {offset, length};
-        struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages = {0};
-        *dirty = 0;
+        struct { uint64_t cached, dirty, writeback, evicted, recently_evicted; } pages;
         if (syscall(CACHESTAT, fd, range, &pages, 0) < 0)
-            return 0;
+            return -errno;
         *dirty = pages.dirty || pages.writeback;
         return pages.cached * sysconf(_SC_PAGESIZE);
     }

@@ -172,10 +172,14 @@ def clone(fd: int, source_fd: int) -> None:
 
 
 def cached_bytes(fd: int, offset: int, length: int) -> tuple[int, bool]:
-    """How many bytes of a range are in the page cache, in whole pages, and whether some are not
-    written back yet: cachestat(2), since Linux 6.5. 0 where the kernel does not say."""
+    """How many bytes of a range (0: to the end) are in the page cache, in whole pages, and whether
+    some are not written back yet.
+
+    Raises OSError from cachestat(2): ENOSYS before Linux 6.5, EPERM, EOPNOTSUPP.
+    """
     dirty = ffi.new("int *")
     cached: int = lib.cached_bytes(fd, offset, length, dirty)
+    _check(cached)
     return cached, bool(dirty[0])
 
 

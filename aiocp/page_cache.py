@@ -5,6 +5,7 @@ begins to read ahead where something is missing, so the cache is asked first.
 """
 
 import os
+from contextlib import suppress
 
 from aiocp.linux import File, cached_bytes
 
@@ -19,20 +20,21 @@ class PageCache:
     @classmethod
     def of(cls, fd: int, size: int) -> "PageCache | None":
         """The cache of an open file of that size; None if nothing of it is there or can be read."""
-        cached, _ = cached_bytes(fd, 0, 0)
-        if not cached:
-            return None
         try:
+            if not cached_bytes(fd, 0, 0)[0]:
+                return None
             file = File.open(b"/proc/self/fd/%d" % fd, os.O_RDONLY)
             os.preadv(file.fileno(), [bytearray(1)], size, os.RWF_NOWAIT)  # nothing to read ahead
-        except OSError:  # no /proc; no RWF_NOWAIT on this file system
+        except OSError:  # no cachestat(2), no /proc, no RWF_NOWAIT on this file system
             return None
         return cls(file)
 
     def has(self, offset: int, length: int) -> bool:
         """Whether a range is in memory, or would have to be written back first by a direct read."""
-        cached, dirty = cached_bytes(self.fd, offset, length)
-        return dirty or cached >= length
+        with suppress(OSError):  # no more than where to read it
+            cached, dirty = cached_bytes(self.fd, offset, length)
+            return dirty or cached >= length
+        return False
 
     def close(self) -> None:
         self._file.let_go()

@@ -74,10 +74,14 @@ class Source:
             return os.lseek(self.fd, 0, os.SEEK_END)
         return self.stat.st_size or None if stat.S_ISREG(self.stat.st_mode) else None
 
-    def cache(self) -> PageCache | None:
-        """The page cache, where it holds something of the source; closed with that."""
+    def open_cache(self) -> int:
+        """A descriptor for what of the source is in memory, closed with it; -1 for nothing."""
         self._cache = PageCache.of(self.fd, self.size or 0)
-        return self._cache
+        return -1 if self._cache is None else self._cache.fd
+
+    def is_cached(self, offset: int, length: int) -> bool:
+        """Whether a range is to be read from memory."""
+        return self._cache is not None and self._cache.has(offset, length)
 
     def check(self, allow_changed: bool) -> None:
         """Raise `SourceChanged` unless size, mtime and ctime are those of the open.

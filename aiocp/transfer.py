@@ -8,7 +8,6 @@ from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
 from aiocp.linux import File, sync_filesystem
-from aiocp.page_cache import PageCache
 from aiocp.source import Source, shrank
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
@@ -42,7 +41,6 @@ class FileTransfer(engine.Transfer):
         self.alignment = max(source.alignment, destination.alignment, 1)
         if not sync or not destination.seekable:
             self.sync = engine.Sync.NONE
-        self._cache: PageCache | None = None
         self.size = 0
         self.cloned = False
 
@@ -64,8 +62,8 @@ class FileTransfer(engine.Transfer):
         source, destination = self.source, self.destination
         assert source.size is not None
         self.size = size = source.size
-        if self.read_direct and not self._must_be_direct and (cache := source.cache()):
-            self._cache, self.cached_fd = cache, cache.fd
+        if self.read_direct and not self._must_be_direct:
+            self.cached_fd = source.open_cache()
         if sparse == "never" or (sparse == "auto" and not extents.may_have_holes(source.stat)):
             self.extents = [(0, size)]
             if reserve:
@@ -97,7 +95,7 @@ class FileTransfer(engine.Transfer):
         self.holes += self.size - end
 
     def is_cached(self, offset: int, length: int) -> bool:
-        return self._cache is not None and self._cache.has(offset, length)
+        return self.source.is_cached(offset, length)
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)

@@ -5,7 +5,6 @@ does meets all of them alike. Outside the clock are what brings the source's byt
 out of it before, and counting and comparing after.
 """
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -20,9 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from aiocp.linux import cached_bytes
 from bench_sources import BYSTANDER, KIB, same
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,13 @@ class Peer:
     """A shell command that copies "$1" to the new "$2".
 
     `copies`: what it leaves there is to be equal. `told`: its time is what it says itself.
+    `clones`: where it can, whatever it is told: there it is no peer.
     """
 
     command: str
     copies: bool = True
     told: bool = False
+    clones: bool = False
 
 
 class Failed(Exception):
@@ -123,15 +123,9 @@ def cached(*paths: Path) -> int | None:
 
 
 def _cachestat(file: Path) -> int:
-    """cachestat(2), Linux 6.5, by its number; for a TiB of holes fincore(1) takes ten seconds."""
-    whole, pages = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)()
-    fd = os.open(file, os.O_RDONLY)
-    try:
-        if _LIBC.syscall(451, fd, whole, pages, 0):
-            raise OSError(ctypes.get_errno(), "cachestat")
-    finally:
-        os.close(fd)
-    return pages[0] * os.sysconf("SC_PAGE_SIZE")
+    """For a TiB of holes fincore(1) takes ten seconds."""
+    with file.open("rb") as opened:
+        return cached_bytes(opened.fileno(), 0, 0)[0]
 
 
 def _fincore(files: list[Path]) -> int | None:
