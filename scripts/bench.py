@@ -21,6 +21,8 @@ from bench_run import Failed, Peer, Race, WrongCopy, note
 from bench_scenarios import Scenario, scale, scenarios
 from bench_sources import GIB, KIB, MIB
 
+CLONING = ("btrfs", "xfs")
+
 
 def parse_size(text: str) -> int:
     """Bytes of 4096, 64K, 256M, 2G."""
@@ -130,7 +132,12 @@ def measure(options: argparse.Namespace) -> Iterator[Result]:
             note(f"--- {scenario.name}, {where}")
             try:
                 with place(scenario, fstype, options) as directory:
-                    race = Race(directory, scenario.peers, scenario.prepare)
+                    peers = {
+                        name: peer
+                        for name, peer in scenario.peers.items()
+                        if not (peer.clones and fstype in CLONING)
+                    }
+                    race = Race(directory, peers, scenario.prepare)
                     race.make(scenario.make, tiny=scenario.programs_cold)
                     runs = race.run(
                         min(options.rounds, scenario.rounds),

@@ -89,6 +89,12 @@ def in_flight(size: int) -> Aim:
     return _worst("blocks missing in flight: 0", missing, 0)
 
 
+def none_starved(blocks: int) -> Aim:
+    """Each of many copies at once had all of its blocks in flight at its best."""
+    text = f"a copy with the fewest in flight had {blocks} blocks: missing 0"
+    return _worst(text, lambda run: blocks - float(run.told["least_in_flight"]), 0)
+
+
 def _worst(text: str, value: Callable[[Run], float | None], most: float) -> Aim:
     """The largest figure of our runs counts."""
 

@@ -67,7 +67,7 @@ LARGE = {
     "shutil + fsync": python(SHUTIL),
     "rsync --fsync": rsync("-W"),
     "rclone + sync": Peer(f'rclone copyto --config "" "$1" "$2" && {SYNC}'),
-    "uutils cp + sync": Peer(f'{UUTILS}/cp --reflink=never "$1" "$2" && {SYNC}'),
+    "uutils cp + sync": Peer(f'{UUTILS}/cp --reflink=never "$1" "$2" && {SYNC}', clones=True),
     "qemu-img": QEMU_IMG,
     "mbuffer + sync": Peer(f'mbuffer -q -s 1M -m 64M -i "$1" -o "$2" && {SYNC}'),
     "dd direct 1M": dd("1M"),
@@ -127,7 +127,7 @@ TREES = {
     "rsync -a": Peer('exec rsync -a "$1/" "$2"'),
     "tar | tar": Peer('mkdir "$2" && tar -C "$1" -cf - . | tar -C "$2" -xf -'),
     "fpsync": Peer('mkdir "$2" && exec fpsync -n 4 -f 2000 -t "$2.fpsync" "$1/" "$2/"'),
-    "uutils cp -r": Peer(f'exec {UUTILS}/cp -r --reflink=never "$1" "$2"'),
+    "uutils cp -r": Peer(f'exec {UUTILS}/cp -r --reflink=never "$1" "$2"', clones=True),
     "rclone copy": Peer('exec rclone copy --config "" --transfers 16 --checkers 16 "$1" "$2"'),
     "shutil.copytree": python("import shutil, sys; shutil.copytree(*sys.argv[1:], symlinks=True)"),
 }

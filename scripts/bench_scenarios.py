@@ -18,6 +18,7 @@ from bench_aims import (
     cpu_within,
     in_flight,
     memory_bounded,
+    none_starved,
     nothing_evicted,
     reads_within,
     takes,
@@ -245,7 +246,7 @@ def _small(quick: bool) -> Iterator[Scenario]:
         partial(sources.make_equal, files=64, size=size),
         peers.MANY,
         64 * size,
-        aims=(takes("in turn", 1.0, inner=True),),
+        aims=(takes("in turn", 1.0, inner=True), none_starved(size // MIB)),
     )
 
 
