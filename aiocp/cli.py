@@ -1,6 +1,5 @@
 """The command line: runs what the options ask for, errors to messages and exit codes."""
 
-import json
 import os
 import signal
 import sys
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
 from functools import partial
-from pathlib import Path
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from aiocp.copier import CopyResult
 from aiocp.errors import Cancelled
 from aiocp.operands import Operands
-from aiocp.options import Options, UsageError, parse
+from aiocp.options import Options, UsageError, read, rewrite
 from aiocp.outcome import Outcome
 from aiocp.quoting import quoted
 from aiocp.request import request
@@ -137,8 +135,9 @@ class _Said:
     def result(self, result: "Result") -> None:
         """What an operand was as a whole."""
         if self._json:
-            fields = result._asdict()
-            print(json.dumps(fields, default=str))
+            import json
+
+            print(json.dumps(result._asdict(), default=str))
         if self._debug:
             for line in _described(result):
                 print(line, file=self._out)
@@ -149,7 +148,7 @@ def _with_bar(
 ) -> "Result | None":
     from aiocp.progress import Bar
 
-    with Bar(Path(source).name) as bar:
+    with Bar(os.path.basename(source.rstrip("/"))) as bar:
         return copy(source, destination, progress=bar.update)
 
 
@@ -175,16 +174,26 @@ def _described(result: "Result") -> Iterator[str]:
         )
 
 
+def _parse(argv: list[str]) -> Options | int:
+    """The options, or the exit status of --help and --version. Raises UsageError."""
+    given = rewrite(argv)
+    options = read(given)
+    if options is not None:
+        return options
+    from aiocp.usage import explain
+
+    return explain(given)
+
+
 def run(argv: list[str]) -> int:
     """Run the command; return its exit status."""
     try:
-        options = parse(argv)
+        options = _parse(argv)
         status = _copy(options) if isinstance(options, Options) else options
         sys.stdout.flush()
         return status
     except UsageError as error:
-        message = error.format_message().rstrip(".")
-        print(f"aiocp: {message[0].lower()}{message[1:]}; try 'aiocp --help'", file=sys.stderr)
+        print(f"aiocp: {error}; try 'aiocp --help'", file=sys.stderr)
         return Exit.USAGE
     except KeyboardInterrupt:  # before the signals were taken
         return Exit.INTERRUPTED

@@ -1,23 +1,24 @@
 """The options of the command: what there is, how it is called, what --help says of it.
 
-Each is declared once, as a field of `Options`; `parse` makes one of argv, or says what is wrong.
+Each is declared once, as a field of `Options`. A command line that is in order is read here; what
+is not, and --help and --version, is typer's (usage.py), which takes 45 ms to load.
 """
 
 import re
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
-
-import typer
 
 from aiocp import arguments
 from aiocp.context import MAX_DEPTH
 from aiocp.copier import DEFAULT_BLOCK_SIZE, DEFAULT_DEPTH, check_block_size, check_depth
 
-UsageError: Any = typer.BadParameter.__base__  # click's, wherever this typer keeps it
-
-EPILOG = "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage."
 HOW = ("auto", "always", "never")
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+class UsageError(Exception):
+    """What is wrong with a command line, in words that follow "aiocp: "."""
 
 
 def parse_size(text: str) -> int:
@@ -29,10 +30,7 @@ def parse_size(text: str) -> int:
 
 
 def _block_size(text: str) -> int:
-    try:
-        check_block_size(size := parse_size(text))
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    check_block_size(size := parse_size(text))
     return size
 
 
@@ -40,7 +38,7 @@ def _depth(text: str) -> int:
     try:
         check_depth(depth := int(text))
     except ValueError:
-        raise typer.BadParameter(f"takes 1 to {MAX_DEPTH}, not {text!r}") from None
+        raise ValueError(f"takes 1 to {MAX_DEPTH}, not {text!r}") from None
     return depth
 
 
@@ -48,16 +46,8 @@ def _how(text: str) -> str:
     """One of the three values of several options, or what abbreviates it."""
     found = [how for how in HOW if how.startswith(text)]
     if len(found) != 1:
-        raise typer.BadParameter(f"takes {', '.join(HOW)}, not {text!r}")
+        raise ValueError(f"takes {', '.join(HOW)}, not {text!r}")
     return found[0]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"aiocp {version('aiocp')}")
-        raise typer.Exit
 
 
 # panels of --help
@@ -70,14 +60,25 @@ COPYING, KEEPING, EXISTING, TRANSFER, OUTPUT = (
 )
 
 
-def _flag(panel: str, words: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=words, rich_help_panel=panel, **more)
+class Option(NamedTuple):
+    """How an option is called, and what --help says of it.
+
+    `names` are one or several, of a flag that can be taken back as "--sync/--no-sync". `parser`
+    makes what the option is of its value's text, or raises ValueError.
+    """
+
+    panel: str
+    words: str
+    names: tuple[str, ...]
+    metavar: str | None = None
+    parser: Callable[[str], object] | None = None
+    show_default: bool = True
 
 
-_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+def _flag(panel: str, words: str, *names: str, **more: Any) -> Option:
+    return Option(panel, words, names, **more)
 
 
-@_app.command("aiocp", epilog=EPILOG, no_args_is_help=False)
 class Options(NamedTuple):
     """Copy SRC to DST, or each SRC into the directory DST, through Linux AIO.
 
@@ -87,7 +88,7 @@ class Options(NamedTuple):
     # archive, usual, links and no_preserve have become other options: see arguments.MEANS
     operands: Annotated[
         list[str],
-        typer.Argument(metavar="SRC... DST", help="What to copy, and its new name or directory."),
+        _flag("", "What to copy, and its new name or directory.", metavar="SRC... DST"),
     ]
     recursive: Annotated[
         bool, _flag(COPYING, "Directories with all that is in them.", "-r", "-R", "--recursive")
@@ -279,28 +280,73 @@ class Options(NamedTuple):
     as_json: Annotated[bool, _flag(OUTPUT, "One JSON object for each SRC copied.", "--json")] = (
         False
     )
-    version: Annotated[
-        bool, _flag(OUTPUT, "Print the version.", "--version", callback=_version, is_eager=True)
-    ] = False
+    version: Annotated[bool, _flag(OUTPUT, "Print the version.", "--version")] = False
 
 
-def parse(argv: list[str]) -> Options | int:
-    """The options that argv gives; an exit status where --help or --version was all it asked for.
+class Declared(NamedTuple):
+    """A field of `Options`: its declaration and its type."""
 
-    Raises UsageError.
-    """
-    command = typer.main.get_command(_app)
-    known = [
-        *command.params,
-        *filter(None, [command.get_help_option(command.context_class(command))]),
-    ]
-    given = arguments.rewrite(argv, *_names(known))
-    options: Options | int | None = command.main(given, prog_name="aiocp", standalone_mode=False)
-    return options or 0
+    field: str
+    option: Option
+    kind: Any
+
+    @property
+    def is_flag(self) -> bool:
+        return self.kind in (bool, bool | None)
 
 
-def _names(parameters: list[Any]) -> tuple[set[str], set[str]]:
-    """The names of all options, and of those that take a value."""
-    options = [one for one in parameters if one.param_type_name == "option"]
-    names = {name for one in options for name in (*one.opts, *one.secondary_opts)}
-    return names, {name for one in options if not one.is_flag for name in one.opts}
+DECLARED = [
+    Declared(field, annotated.__metadata__[0], annotated.__origin__)
+    for field, annotated in Options.__annotations__.items()
+]
+
+
+class _Meant(NamedTuple):
+    declared: Declared
+    on: bool  # what a flag of that name says
+
+
+def _meanings() -> Iterator[tuple[str, _Meant]]:
+    for declared in DECLARED:
+        for names in declared.option.names:
+            for name, on in zip(names.split("/"), (True, False), strict=False):
+                yield name, _Meant(declared, on)
+
+
+_MEANT = dict(_meanings())
+_VALUED = {name for name, meant in _MEANT.items() if not meant.declared.is_flag}
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """The arguments as `read`, and typer, understand them: see arguments.py."""
+    return arguments.rewrite(argv, {*_MEANT, "--help"}, _VALUED)
+
+
+def read(given: list[str]) -> Options | None:
+    """The options that rewritten arguments give; None where they are not in order."""
+    end = given.index("--")
+    values: dict[str, Any] = {"operands": given[end + 1 :]}
+    for argument in given[:end]:
+        if argument.startswith("--"):
+            name, equals, text = argument.partition("=")
+        else:
+            name, text = argument[:2], argument[2:]
+            equals = text
+        if name not in _MEANT:
+            return None
+        declared, on = _MEANT[name]
+        if bool(equals) == declared.is_flag:
+            return None
+        if declared.is_flag:
+            values[declared.field] = on
+        elif declared.kind == list[str] | None:
+            values.setdefault(declared.field, []).append(text)
+        else:
+            try:
+                parser = declared.option.parser or str
+                values[declared.field] = parser(text)
+            except ValueError:
+                return None
+    if not values["operands"] or values.get("version"):
+        return None
+    return Options(**values)

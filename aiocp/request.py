@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from aiocp import arguments
@@ -206,7 +205,8 @@ def _excluded(patterns: list[str], files: list[str]) -> Callable[[bytes, bool], 
     lines = []
     for file in files:
         try:
-            lines += Path(file).read_text(errors="surrogateescape").splitlines()
+            with open(file, errors="surrogateescape") as opened:
+                lines += opened.read().splitlines()
         except OSError as error:
             raise UsageError(f"cannot read {file!r}: {error.strerror}") from None
     spec = GitIgnoreSpec.from_lines([*lines, *patterns])

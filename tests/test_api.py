@@ -15,7 +15,7 @@ PACKAGE = Path(aiocp.__file__).parent
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"request"},
+    {"request", "usage"},
     {"options", "operands"},
     {"arguments", "parents", "progress"},
     {"__init__"},
@@ -108,7 +108,14 @@ def test_only_the_command_line_prints() -> None:
 def test_copying_a_file_loads_nothing_for_trees() -> None:
     """It is a tenth of the time that the command takes to start."""
     code = "import sys, aiocp.cli; print([name for name in sys.modules if name.endswith(%r)])"
-    for module in ("aiocp.tree_copier", "aiocp.tree", "pathspec", "aiocp.nodes"):
+    for module in (
+        "typer",
+        "pathlib",
+        "aiocp.tree_copier",
+        "aiocp.tree",
+        "pathspec",
+        "aiocp.nodes",
+    ):
         assert subprocess.check_output([sys.executable, "-c", code % module]) == b"[]\n"
     with pytest.raises(AttributeError, match="nothing"):
         getattr(aiocp, "nothing")  # noqa: B009 - mypy knows that there is none
