@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aiocp.copier import CopyResult, copy_file
-    from aiocp.errors import Cancelled, SourceChanged
+    from aiocp.errors import Cancelled, SourceChanged, VerificationFailed
     from aiocp.outcome import Outcome
     from aiocp.tree_copier import TreeResult, copy_tree
 
@@ -15,6 +15,7 @@ __all__ = [
     "Outcome",
     "SourceChanged",
     "TreeResult",
+    "VerificationFailed",
     "copy_file",
     "copy_tree",
 ]
@@ -25,6 +26,7 @@ _HOME = {
     "Outcome": "outcome",
     "SourceChanged": "errors",
     "TreeResult": "tree_copier",
+    "VerificationFailed": "errors",
     "copy_file": "copier",
     "copy_tree": "tree_copier",
 }

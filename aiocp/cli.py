@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from aiocp.copier import CopyResult
-from aiocp.errors import Cancelled
+from aiocp.errors import Cancelled, VerificationFailed
 from aiocp.operands import Operands
 from aiocp.options import Options, UsageError, read, rewrite
 from aiocp.outcome import Outcome
@@ -33,6 +33,7 @@ class Exit(IntEnum):
     DONE = 0
     NOT_COPIED = 1
     USAGE = 2
+    DIFFERS = 3
     HUNG_UP = 128 + signal.SIGHUP
     INTERRUPTED = 128 + signal.SIGINT
     TERMINATED = 128 + signal.SIGTERM
@@ -108,7 +109,7 @@ class _Said:
         print(f"aiocp: replace {quoted(path)}? ", end="", file=sys.stderr, flush=True)
         yes = sys.stdin.readline()[:1] in ("y", "Y")
         if not yes:
-            self.status = Exit.NOT_COPIED
+            self.status = max(self.status, Exit.NOT_COPIED)
         return yes
 
     def warn(self, words: str) -> None:
@@ -117,7 +118,8 @@ class _Said:
     def error(self, error: OSError) -> None:
         names = f"{quoted(error.filename)} to {quoted(error.filename2)}"
         print(f"aiocp: cannot copy {names}: {error.strerror}", file=sys.stderr)
-        self.status = Exit.NOT_COPIED
+        differs = isinstance(error, VerificationFailed)
+        self.status = max(self.status, Exit.DIFFERS if differs else Exit.NOT_COPIED)
 
     def entry(self, outcome: Outcome) -> None:
         """What cp -v says of a file, and with --debug how it was copied."""

@@ -105,9 +105,9 @@ class Context:
         start = self._slots.skip(slot, start, stop, unit, 1)
         return start, self._slots.skip(slot, start, stop, unit, 0)
 
-    def buffer(self, slot: int) -> memoryview:
-        """The memory of a slot's block."""
-        return memoryview(self._slots.buffer(slot, 0, self.block_size))
+    def memory(self, slot: int, length: int) -> memoryview:
+        """The first bytes of a slot's block."""
+        return memoryview(self._slots.buffer(slot, 0, length))
 
     def submit(self) -> None:
         """Hand the queue to the kernel; what it does not take now stays queued for the next time.

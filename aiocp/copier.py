@@ -8,16 +8,16 @@ place leaves the destination as it was.
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from errno import EINVAL, EISDIR
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from aiocp import direct, engine, extents, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination
-from aiocp.errors import Cancel, Cancelled, fail, look, operation, same_file
+from aiocp.errors import Cancel, Cancelled, VerificationFailed, fail, look, operation, same_file
 from aiocp.existing import Relation, relation, same_entry
 from aiocp.extents import Sparse
 from aiocp.metadata import attributes
@@ -31,6 +31,9 @@ from aiocp.transfer import (
     sync_directory,
     what_stopped,
 )
+
+if TYPE_CHECKING:
+    from aiocp.verify import Verification
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Link = Literal["hard", "symbolic"]
@@ -77,6 +80,7 @@ class CopyResult(NamedTuple):
     backup: str | None
     removed: bool
     synced: bool
+    verified: bool
     elapsed: float
     rate: float
     notes: tuple[str, ...]
@@ -92,6 +96,7 @@ def copy_file(
     sparse: Sparse = "auto",
     reflink: Reflink = "auto",
     sync: bool = True,
+    verify: bool = False,
     in_place: bool = False,
     allow_changed: bool = False,
     force: bool = False,
@@ -119,6 +124,8 @@ def copy_file(
         reflink: "auto" shares the source's blocks where the file system can and `sparse` is "auto",
             instead of copying them, "always" fails where it cannot, "never" copies.
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
+        verify: read the copy back from the disk before it gets its name, and see that each block is
+            what was read of the source.
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
             it grew by is not copied. A source that shrank is always an error.
@@ -145,16 +152,18 @@ def copy_file(
     Raises:
         OSError: of the subclass that belongs to errno, with both file names; its strerror names the
             operation. An existing destination is as it was unless it was written in place.
+        VerificationFailed: an OSError: what is on the disk is not what was read.
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
         ValueError: depth, block_size, preserve, backup, suffix or link out of range, or
-            `reflink="always"` with another `sparse` than "auto".
+            `reflink="always"` with another `sparse` than "auto", `verify` without `sync`.
     """
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
     check_when("direct", direct)
+    check_verify(verify, sync)
     copier = Copier(
         depth,
         block_size,
@@ -162,6 +171,7 @@ def copy_file(
         sparse,
         which_reflink(reflink, sparse),
         sync,
+        verify,
         in_place,
         allow_changed,
         force,
@@ -205,6 +215,18 @@ def check_link(link: str | None) -> None:
         raise ValueError(f"link must be None, 'hard' or 'symbolic', not {link!r}")
 
 
+def check_verify(verify: bool, sync: bool) -> None:
+    """Raise ValueError where nothing would be on the disk to be read back.
+
+    What it takes is loaded now, while no file is open.
+    """
+    if verify:
+        import aiocp.verify  # noqa: F401
+
+        if not sync:
+            raise ValueError("verify reads what is on the disk: it goes with sync")
+
+
 def check_when(name: str, when: str) -> None:
     """Raise ValueError unless this is one of the three that several arguments take."""
     if when not in ("auto", "always", "never"):
@@ -234,6 +256,7 @@ class Copier(NamedTuple):
     sparse: Sparse
     reflink: Reflink
     sync: bool
+    verify: bool
     in_place: bool
     allow_changed: bool
     force: bool
@@ -301,6 +324,7 @@ class Copier(NamedTuple):
             backup=_beside(dst, kept),
             removed=replaced is not None and replaced.existed and not kept,
             synced=self.sync,
+            verified=False,
             elapsed=perf_counter() - begun,
             rate=0,
             notes=(),
@@ -322,7 +346,8 @@ class Copier(NamedTuple):
         self, source: Source, place: Place, names: tuple[str, str], begun: float
     ) -> CopyResult | None:
         """Copy a small file by a batch of one; None where that is not for this one."""
-        if not self._is_small(source) or self.attributes_only or self.sparse == "always":
+        general = self.attributes_only or self.verify or self.sparse == "always"
+        if general or not self._is_small(source):
             return None
         copied = copy_small(
             source,
@@ -362,6 +387,7 @@ class Copier(NamedTuple):
             backup=None,
             removed=False,
             synced=self.sync,
+            verified=False,
             elapsed=elapsed,
             rate=size / elapsed,
             notes=(),
@@ -410,6 +436,7 @@ class Copier(NamedTuple):
                     transfer.clone(self.reflink, set())
                 context = stack.enter_context(self._context(transfer))
                 self._fill(transfer, context)
+                verification = self._verify(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
                 started = destination.touched or transfer.bytes_read or streamed
@@ -445,10 +472,17 @@ class Copier(NamedTuple):
             backup=_beside(dst, destination.backup),
             removed=destination.removes and destination.backup is None,
             synced=transfer.synced,
+            verified=verification is not None,
             elapsed=elapsed,
             rate=transfer.size / elapsed,
             notes=tuple(
-                _notes(self.direct, transfer, context, by_blocks and not self._is_small(source))
+                _notes(
+                    self.direct,
+                    transfer,
+                    context,
+                    by_blocks and not self._is_small(source),
+                    verification,
+                )
             ),
         )
 
@@ -459,13 +493,18 @@ class Copier(NamedTuple):
         source = transfer.source
         holes = self.sparse != "never" and transfer.destination.regular
         nothing = holes and extents.has_no_data(source.fd, source.stat)
-        if self._is_small(source) or transfer.cloned or nothing:
+        shared = transfer.cloned and not self.verify
+        if self._is_small(source) or shared or nothing:
             return Context(1, SMALL, aio=False)  # the end of one for AIO takes 33 ms
         return Context(self.depth, self.block_size)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> None:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
+        if self.verify:
+            from aiocp.verify import Digests
+
+            transfer.record(Digests(context.block_size))
         if self.attributes_only:
             transfer.size = 0
         elif transfer.cloned:
@@ -474,7 +513,28 @@ class Copier(NamedTuple):
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse, reserve=not self._is_small(source))
-        self._run(context, transfer)
+        self._run(context, transfer, transfer.size)
+        if transfer.failed:
+            raise what_stopped(transfer)
+
+    def _verify(self, transfer: FileTransfer, context: Context) -> "Verification | None":
+        """Compare what is on the disk, if it is to be, with what was read."""
+        digests = transfer.digests
+        if digests is None or self.attributes_only:
+            return None
+        from aiocp.verify import Reading, Verification
+
+        if transfer.cloned:
+            self._run(context, reading := Reading(transfer.source, digests))
+            if reading.failed:
+                raise what_stopped(reading)
+        with closing(
+            Verification(transfer.destination, digests, transfer.size, context.block_size)
+        ) as verification:
+            self._run(context, verification)
+            if error := verification.why():
+                raise error
+        return verification
 
     def _place(
         self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None
@@ -489,16 +549,14 @@ class Copier(NamedTuple):
             backups.refuse(src, seen, place.directory.fileno(), place.name)
         return place
 
-    def _run(self, context: Context, transfer: FileTransfer) -> None:
-        """Drive a transfer to its end; raise what stopped it."""
+    def _run(self, context: Context, transfer: engine.Transfer, total: int = 0) -> None:
+        """Drive a transfer to its end; tell how far it is of `total`."""
         reported = transfer.bytes_written + transfer.holes
         for _ in engine.Engine(context, [transfer]).run():
             look(self.cancel)
             if (done := transfer.bytes_written + transfer.holes) != reported:
                 reported = done
-                self._report(done, transfer.size)
-        if transfer.failed:
-            raise what_stopped(transfer)
+                self._report(done, total)
 
     def _stream(self, transfer: FileTransfer, context: Context) -> None:
         """Copy what can only be read, or written, from its beginning to its end."""
@@ -511,11 +569,15 @@ class Copier(NamedTuple):
         if self.sparse == "always" and transfer.destination.regular:
             transfer.leave_zeroes_out(0)
             data = _data(transfer, context)
-        block = context.buffer(0)
-        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel, data):
+        block = context.memory(0, context.block_size)
+        digests = transfer.digests
+        saw = None if digests is None else digests.feed
+        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel, data, saw):
             transfer.size = transfer.bytes_read = done
             transfer.bytes_written = done - transfer.holes
             self._report(done, total)
+        if digests is not None:
+            digests.end()
 
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:
@@ -539,7 +601,8 @@ def _data(transfer: FileTransfer, context: Context) -> stream.Data:
 
 
 def _say_incomplete(error: OSError | Cancelled) -> None:
-    words = "written in place, it is incomplete now"
+    wrong = "wrong" if isinstance(error, VerificationFailed) else "incomplete"
+    words = f"written in place, it is {wrong} now"
     if isinstance(error, Cancelled):
         error.args = (words,)
     else:
@@ -558,9 +621,15 @@ def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
 
 
 def _notes(
-    how: direct.Direct, transfer: FileTransfer, context: Context, by_blocks: bool
+    how: direct.Direct,
+    transfer: FileTransfer,
+    context: Context,
+    by_blocks: bool,
+    verification: "Verification | None",
 ) -> Iterator[str]:
     yield from context.notes()
+    if verification is not None and not verification.past_the_cache:
+        yield "verified by buffered reads: the copy takes no direct I/O"
     if how == "auto" and by_blocks:
         if not transfer.read_direct:
             yield "buffered reads: the source takes no direct I/O"

@@ -37,6 +37,7 @@ class Context(Protocol):
     def prep_write(self, slot: int, fd: int, skip: int, length: int, offset: int) -> None: ...
     def prep_fsync(self, slot: int, fd: int) -> None: ...
     def prep_fdsync(self, slot: int, fd: int) -> None: ...
+    def memory(self, slot: int, length: int) -> memoryview: ...
     def pad(self, slot: int, start: int, padding: bytes) -> None: ...
     def next_data(self, slot: int, start: int, stop: int, unit: int) -> tuple[int, int]: ...
     def submit(self) -> None: ...
@@ -74,12 +75,14 @@ class Transfer:
     Reads are rounded up to `alignment` bytes, and so are direct writes; what a write covers past
     the end of its block is `padding(length)`. Buffered writes are exact. With a `hole_unit`, a
     multiple of the alignment, what is all zeroes in units of so many bytes is not written. With a
-    `cached_fd`, which is not direct, blocks that are in memory are read from there. A transfer
-    without extents is only synced, e.g. a directory.
+    `cached_fd`, which is not direct, blocks that are in memory are read from there. What `looks` is
+    shown each block that was read. A transfer without extents is only synced, e.g. a directory, one
+    without a `write_fd` only read.
     """
 
     read_fd = write_fd = cached_fd = -1
     read_direct = write_direct = False
+    looks = False
     alignment = 1
     hole_unit = 0
     sync = Sync.FDATASYNC
@@ -102,6 +105,9 @@ class Transfer:
     def is_cached(self, offset: int, length: int) -> bool:
         """Whether a block is to be read by way of `cached_fd`."""
         return False
+
+    def saw(self, offset: int, block: memoryview) -> None:
+        """Take note of a block that was read; an OSError fails the transfer."""
 
     def padding(self, offset: int, length: int) -> bytes:
         """What to write past the end of the source, from `offset`, to fill `length` bytes."""
@@ -309,6 +315,9 @@ class Engine:
             return
         length = self._length[slot]
         transfer.bytes_read += length
+        if transfer.looks and not self._show(slot, transfer):
+            self._step[slot] = Step.FREE
+            return
         missing = -length % transfer.alignment
         if missing and transfer.write_direct:
             try:
@@ -319,6 +328,15 @@ class Engine:
                 return
             self._context.pad(slot, length, padding)
         self._write(slot, transfer, 0)
+
+    def _show(self, slot: int, transfer: Transfer) -> bool:
+        """Let a transfer see what was read; whether it is to be written."""
+        block = self._context.memory(slot, self._length[slot])
+        try:
+            transfer.saw(self._offset[slot], block)
+        except OSError as error:
+            transfer.error = error
+        return not transfer.failed and transfer.write_fd >= 0
 
     def _read_from_memory(self, slot: int, transfer: Transfer, res: int) -> bool:
         """Count what was in memory, and read the rest from the disk; whether there is any."""

@@ -12,6 +12,13 @@ class SourceChanged(OSError):
     operation = "look at source"
 
 
+class VerificationFailed(OSError):
+    """What is on the disk is not what was read of the source: errno EBADMSG, or that of the error
+    which reading it back has met."""
+
+    operation = "verify"
+
+
 class Cancelled(Exception):
     """The copy was stopped through `cancel`; nothing of it is left, or the text says what."""
 

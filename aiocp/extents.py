@@ -33,13 +33,13 @@ def has_no_data(fd: int, status: os.stat_result) -> bool:
     return False
 
 
-def find_data(fd: int, size: int, unit: int) -> Iterator[Extent]:
-    """Give the extents of the first `size` bytes of a file that hold data, when they are asked for.
+def find_data(fd: int, size: int, unit: int, known: int = 0) -> Iterator[Extent]:
+    """Give the extents of the first `size` bytes of a file that hold data, when they are asked for,
+    from `known` on.
 
     They start and stop at multiples of `unit` bytes, or at `size`, and never overlap. In a file
     that has got shorter they end where it does.
     """
-    known = 0
     while known < size:
         start, stop = _next_data(fd, known, size)
         if start >= size:

@@ -266,6 +266,9 @@ class Options(NamedTuple):
     sync: Annotated[
         bool, _flag(TRANSFER, "Exit when it is on the disk, or as cp does.", "--sync/--no-sync")
     ] = True
+    verify: Annotated[
+        bool, _flag(TRANSFER, "Read it back from the disk, and compare.", "--verify")
+    ] = False
     allow_changed: Annotated[
         bool, _flag(TRANSFER, "Accept a source that changes meanwhile.", "--allow-changed")
     ] = False

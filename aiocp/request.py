@@ -59,6 +59,7 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "sparse": options.sparse,
             "reflink": options.reflink,
             "sync": options.sync,
+            "verify": options.verify,
             "allow_changed": options.allow_changed,
             "remove_destination": options.remove_destination,
             "attributes_only": options.attributes_only,
@@ -85,6 +86,8 @@ def _refuse(options: Options, how: How) -> None:
     if options.reflink == "always" and options.sparse != "auto":
         words = f"--reflink=always goes with --sparse=auto, not --sparse={options.sparse}"
         raise UsageError(words)
+    if options.verify and not options.sync:
+        raise UsageError("--verify reads what is on the disk: it excludes --no-sync")
     if options.in_place and (how.backup or how.link or how.removes):
         raise UsageError("--in-place excludes --backup, --link, -s and --remove-destination")
 

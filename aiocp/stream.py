@@ -28,15 +28,19 @@ def copy(
     block: memoryview,
     cancel: Cancel | None,
     data: Data | None = None,
+    saw: Callable[[memoryview], object] | None = None,
 ) -> Iterator[int]:
     """Copy to the end of `read_fd` through `block`; yield the bytes done so far after each block.
 
     With `data` only what it gives of each block is written, to a file; the rest is to be a hole.
+    `saw` is shown what was read.
 
     Raises OSError, the operation and the offset in its text, and Cancelled.
     """
     done = 0
     while count := _read(read_fd, block, cancel, done, whole=data is not None):
+        if saw is not None:
+            saw(block[:count])
         if data is not None:
             with operation("truncate"):  # XFS allocates ahead of writes that extend a file
                 os.ftruncate(write_fd, done + count)

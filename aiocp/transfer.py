@@ -3,12 +3,16 @@
 import os
 from collections.abc import Iterator
 from errno import EINVAL, EIO, EROFS
+from typing import TYPE_CHECKING
 
 from aiocp import direct, engine, extents, reflink
 from aiocp.destination import Destination
 from aiocp.errors import fail, operation
 from aiocp.linux import File, sync_filesystem
 from aiocp.source import Source, shrank
+
+if TYPE_CHECKING:
+    from aiocp.verify import Digests
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
 # read does, and they are left out of the writes as zeroes
@@ -43,6 +47,7 @@ class FileTransfer(engine.Transfer):
             self.sync = engine.Sync.NONE
         self.size = 0
         self.cloned = False
+        self.digests: Digests | None = None
 
     def clone(self, how: reflink.Reflink, refused: set[int]) -> bool:
         """Share the source's blocks instead of copying them, if that can be: reflink.clone()."""
@@ -96,6 +101,14 @@ class FileTransfer(engine.Transfer):
 
     def is_cached(self, offset: int, length: int) -> bool:
         return self.source.is_cached(offset, length)
+
+    def record(self, digests: "Digests") -> None:
+        """Have the digest of each block that is read kept there."""
+        self.digests, self.looks = digests, True
+
+    def saw(self, offset: int, block: memoryview) -> None:
+        assert self.digests is not None
+        self.digests.add(offset, block)
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)

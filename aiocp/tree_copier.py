@@ -16,6 +16,7 @@ from aiocp.copier import (
     check_block_size,
     check_depth,
     check_link,
+    check_verify,
     which_reflink,
 )
 from aiocp.errors import Cancel
@@ -55,6 +56,7 @@ class TreeResult(NamedTuple):
     depth: int
     peak_in_flight: int
     synced: bool
+    verified: bool
     syncs: int
     elapsed: float
 
@@ -81,6 +83,7 @@ def copy_tree(
     keep_directory_symlink: bool = False,
     force: bool = False,
     sync: bool = True,
+    verify: bool = False,
     allow_changed: bool = False,
     links: HardLinks | None = None,
     on_entry: Callable[[Outcome], object] | None = None,
@@ -93,9 +96,9 @@ def copy_tree(
     On return everything that was copied is whole, in place and on the disk.
 
     Arguments:
-        depth, block_size, sparse, reflink, sync, allow_changed, remove_destination, backup, suffix,
-            attributes_only, force, cancel: as for `copy_file`, for all files together; depth is
-            less where RLIMIT_NOFILE does not allow two descriptors for each.
+        depth, block_size, sparse, reflink, sync, verify, allow_changed, remove_destination, backup,
+            suffix, attributes_only, force, cancel: as for `copy_file`, for all files together;
+            depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all": all of them, the last two where
             possible. Without "mode" a new file has the source's permission bits less the umask, or
@@ -126,6 +129,7 @@ def copy_tree(
         Cancelled: `cancel` was set; what was copied by then stays.
         ValueError: as from `copy_file`.
     """
+    check_verify(verify, sync)
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
@@ -138,6 +142,7 @@ def copy_tree(
         preserve=metadata.attributes(preserve),
         follow=follow_symlinks,
         sync=sync,
+        verify=verify,
         allow_changed=allow_changed,
         replace=replace,
         remove=remove_destination,
@@ -180,6 +185,7 @@ def copy_tree(
         depth=context.depth,
         peak_in_flight=context.peak_in_flight,
         synced=sync,
+        verified=verify,
         syncs=copy.syncs,
         elapsed=perf_counter() - begun,
     )

@@ -82,7 +82,8 @@ class TreeCopy:
         self._copied = links
         self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
         self._top = os.path.abspath(names[1])
-        self._begun: deque[Transfer] = deque()  # directory syncs to hand to the engine
+        self._begun: deque[Transfer] = deque()  # to hand to the engine
+        self._read_back: dict[Transfer, TreeFile] = {}  # what is compared, and before that read
 
     def run(
         self,
@@ -409,8 +410,12 @@ class TreeCopy:
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)
+            elif self.how.verify and not transfer.failed:
+                self._verify(transfer)
             else:
                 self._commit(transfer)
+        elif transfer in self._read_back:
+            self._was_read(transfer, self._read_back.pop(transfer))
         else:
             assert isinstance(transfer, TargetSync)
             try:
@@ -421,6 +426,45 @@ class TreeCopy:
             except OSError as error:
                 self._failed(transfer.target.directory.path, error)
             self._arrived(self._settle(transfer.target))
+
+    def _verify(self, file: TreeFile) -> None:
+        """Have what is on the disk compared with what was read; what is shared is read before."""
+        from aiocp.verify import Reading
+
+        assert file.digests is not None
+        if file.cloned:
+            reading = Reading(file.source, file.digests)
+            self._read_back[reading] = file
+            self._begun.append(reading)
+        else:
+            self._compare(file)
+
+    def _compare(self, file: TreeFile) -> None:
+        from aiocp.verify import Verification
+
+        assert file.digests is not None
+        file.let_source_go()
+        try:
+            reading = Verification(file.destination, file.digests, file.size, self.how.block_size)
+        except OSError as error:
+            file.error = error
+            self._commit(file)
+        else:
+            self._read_back[reading] = file
+            self._begun.append(reading)
+
+    def _was_read(self, reading: Transfer, file: TreeFile) -> None:
+        from aiocp.verify import Verification
+
+        if isinstance(reading, Verification):
+            reading.close()
+            file.error = reading.why()
+        elif reading.failed:
+            file.error = what_stopped(reading)
+        else:
+            self._compare(file)
+            return
+        self._commit(file)
 
     def _written(self, batch: Batch) -> None:
         """One file less of a batch is to be written; after the last it is placed."""

@@ -111,13 +111,21 @@ def begin(
             place.directory.close()
         raise
     transfer = TreeFile(target, name, source, destination, how.file_sync, how.allow_changed, place)
+    digests = None
     try:
+        if how.verify:
+            from aiocp.verify import Digests
+
+            transfer.record(digests := Digests(how.block_size))
         if how.attributes_only or transfer.clone(how.reflink, refused):
             pass
         elif source.size is None:
             transfer.streamed = True
-            for size in stream.copy(source.fd, destination.fd, block, cancel):
+            saw = None if digests is None else digests.feed
+            for size in stream.copy(source.fd, destination.fd, block, cancel, saw=saw):
                 transfer.bytes_read = transfer.bytes_written = size
+            if digests is not None:
+                digests.end()
         else:
             transfer.lay_out(how.sparse, reserve=not source.small)
     except BaseException:
@@ -127,7 +135,7 @@ def begin(
         transfer.sync = sync_before_name(how.preserve, in_place=True)
     # few bytes of it are not on the disk yet
     light = source.small or transfer.cloned or how.attributes_only or transfer.streamed
-    if target.together and light and not (destination.in_place or place):
+    if target.together and light and not (destination.in_place or place or how.verify):
         transfer.sync, transfer.waits = Sync.NONE, True
     transfer.size = size
     target.waiting += 1

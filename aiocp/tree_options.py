@@ -27,6 +27,7 @@ class TreeOptions(NamedTuple):
     preserve: frozenset[str]
     follow: bool
     sync: bool
+    verify: bool
     allow_changed: bool
     replace: Replace | None
     remove: bool
@@ -51,10 +52,12 @@ class TreeOptions(NamedTuple):
     def batches(self) -> bool:
         """Whether small files may be copied by the batch.
 
-        Not where each link that is followed is a name of its file, or files are not what they seem.
+        Not where each link that is followed is a name of its file, files are not what they seem, or
+        are read back.
         """
         linked = self.follow and "links" in self.preserve
-        return not (linked or self.link or self.attributes_only or self.sparse == "always")
+        special = self.link or self.attributes_only or self.verify
+        return not (linked or special or self.sparse == "always")
 
     def has_contents(self, seen: os.stat_result) -> bool:
         """Whether to copy what is in something, rather than to make another of its kind."""

@@ -8,7 +8,10 @@ import typer
 
 from aiocp.options import DECLARED, Declared, Options, UsageError
 
-EPILOG = "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage."
+EPILOG = (
+    "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage,"
+    " 3 what is on the disk is not what was read."
+)
 
 _Refused: Any = typer.BadParameter.__base__  # click's UsageError, wherever this typer keeps it
 

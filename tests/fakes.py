@@ -127,6 +127,11 @@ class ScriptedContext:
     def prep_fdsync(self, slot: int, fd: int) -> None:
         self._prep_sync(Operation(Step.SYNCING, slot, fd, sync=Sync.FDATASYNC))
 
+    def memory(self, slot: int, length: int) -> memoryview:
+        self._assert_idle(slot)
+        assert 0 < length <= self.block_size
+        return memoryview(self._buffers[slot])[:length]
+
     def pad(self, slot: int, start: int, padding: bytes) -> None:
         self._assert_idle(slot)
         end = start + len(padding)

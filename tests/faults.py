@@ -261,6 +261,7 @@ def serve(copies: Sequence[Copy]) -> None:
 
     From the moment strace counts, this makes no call that strace makes fail.
     """
+    import aiocp.verify  # noqa: F401 - what is loaded late would be counted
     from aiocp import cli
 
     with contextlib.redirect_stderr(io.StringIO()):

@@ -27,7 +27,7 @@ LAYERS = [
     {"copier"},
     {"link", "small"},
     {"batch", "transfer"},
-    {"reflink"},
+    {"reflink", "verify"},
     {"destination", "nodes"},
     {"backup", "place"},
     {"source", "metadata", "context", "tree", "extents"},
@@ -40,7 +40,7 @@ LAYERS = [
 def test_public_names() -> None:
     """What `from aiocp import ...` gives is a promise; a change of it is a decision."""
     results = ["CopyResult", "Outcome", "TreeResult"]
-    names = ["Cancelled", "SourceChanged", "copy_file", "copy_tree"]
+    names = ["Cancelled", "SourceChanged", "VerificationFailed", "copy_file", "copy_tree"]
     assert sorted(results + names) == sorted(aiocp.__all__)
     assert all(hasattr(aiocp, name) for name in aiocp.__all__)
 

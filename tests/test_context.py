@@ -149,7 +149,7 @@ def test_buffers_of_idle_contexts_are_bounded() -> None:
     """What is kept for reuse is at most a constant, whatever was used at once."""
     used = [Context(64, MIB) for _ in range(5)]
     for each in used:
-        each.buffer(63)[:] = b"x" * MIB
+        each.memory(63, MIB)[:] = b"x" * MIB
         each.close()
     assert sum(slots.mapped for slots in context._idle) <= context._KEEP_BYTES
     assert len(context._idle) <= context._KEEP_CONTEXTS

@@ -608,6 +608,45 @@ def test_a_slots_first_read_is_submitted_at_once() -> None:
     assert submits == [1, 1, 1, 1, 4, 4, 4, 1]
 
 
+@pytest.mark.parametrize("depth", [1, 3, 64])
+def test_what_looks_sees_each_block_once(depth: int) -> None:
+    """Whole, before it is written; what has nothing to write to is only read."""
+    for written in (True, False):
+        context = ScriptedContext(depth, 8)
+        (transfer,) = several(context, 100)
+        seen: dict[int, bytes] = {}
+
+        def see(offset: int, block: memoryview, seen: dict[int, bytes] = seen) -> None:
+            seen[offset] = bytes(block)
+
+        transfer.looks, transfer.saw = True, see  # type: ignore[method-assign]
+        content = bytes(context.files[transfer.read_fd].data)
+        if not written:
+            transfer.write_fd = -1
+            transfer.sync = Sync.NONE
+        for _ in Engine(context, [transfer]).run():
+            pass
+        assert b"".join(seen[at] for at in sorted(seen)) == content
+        assert transfer.bytes_written == (len(content) if written else 0)
+
+
+def test_what_is_seen_can_stop_a_transfer() -> None:
+    """Nothing of the block is written, and the others go on."""
+    context = ScriptedContext(4, 8)
+    transfer, other = several(context, 100, 50)
+
+    def refuse(offset: int, block: memoryview) -> None:
+        if offset == 16:
+            raise OSError(EIO, "not that")
+
+    transfer.looks, transfer.saw = True, refuse  # type: ignore[method-assign]
+    for _ in Engine(context, [transfer, other]).run():
+        pass
+    assert transfer.failed
+    assert 16 not in [o.offset for o in transfer.log if o.step is Step.WRITING]
+    assert_whole(other)
+
+
 # --- several transfers ---
 
 

@@ -115,6 +115,7 @@ class Case:
     unreadable: bool = False  # the destination's directory
     new: bytes = NEW
     backup: bool = False  # to be made, with a link or, where there is none to be had, without
+    verify: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -145,6 +146,7 @@ CASES = [
     Case("new, directory not readable", ALWAYS | AIO | {"sync"}, uid=NOBODY, unreadable=True),
     Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
     Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
+    Case("verified", ALWAYS | AIO | {"link"}, verify=True),
     Case("small", PLAIN | {"link"}, new=NEW[:100_001]),
     Case("small, without O_TMPFILE", PLAIN | {"rename"}, refused=("O_TMPFILE",), new=NEW[:100_001]),
     Case("small, replaced", PLAIN | {"chown", "clone", "link", "rename"}, OLD, new=NEW[:100_001]),
@@ -224,6 +226,7 @@ def command(case: Case, source: Path, to: Path) -> Copy:
         str(source),
         str(to / "copy"),
         *["-b"] * case.backup,
+        *["--verify"] * case.verify,
     ]
     return Copy(options, f"{to}.stderr", case.refused, case.uid)
 

@@ -1,0 +1,193 @@
+"""See that what is on the medium is what was read.
+
+    record    each block of the source leaves its digest when it was read
+    read      when the copy is synced its blocks are read back, past the page cache
+    compare   each must have its digest, and what no block covers must be zeroes
+
+Digests are XXH3 of 128 bits: for what goes wrong by chance, not for what is made to deceive.
+"""
+
+import os
+import stat
+from array import array
+from collections.abc import Iterator
+from errno import EBADMSG, EINVAL
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from aiocp import direct, engine, extents
+from aiocp.errors import VerificationFailed, fail, operation
+from aiocp.linux import File
+
+if TYPE_CHECKING:
+    from aiocp.destination import Destination
+    from aiocp.source import Source
+
+_DIGEST = 16  # bytes
+
+
+class Digests:
+    """Of each block of a file that was read: 28 bytes a block."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._offsets, self._lengths = array("Q"), array("I")
+        self._digests = bytearray()
+        self._part = xxhash.xxh3_128()  # of the block that `feed` has begun
+        self._fed = 0
+
+    def add(self, offset: int, block: memoryview) -> None:
+        """Take note of a block that was read."""
+        self._add(offset, len(block), xxhash.xxh3_128_digest(block))
+
+    def _add(self, offset: int, length: int, digest: bytes) -> None:
+        self._offsets.append(offset)
+        self._lengths.append(length)
+        self._digests += digest
+
+    def feed(self, data: memoryview) -> None:
+        """Take note of what comes next in a stream."""
+        while data:
+            room = self._block_size - self._fed % self._block_size
+            self._part.update(data[:room])
+            self._fed += min(room, len(data))
+            if len(data) >= room:
+                self._end_block()
+            data = data[room:]
+
+    def end(self) -> None:
+        """Take note that the stream has ended."""
+        if self._fed % self._block_size:
+            self._end_block()
+
+    def _end_block(self) -> None:
+        start = (self._fed - 1) // self._block_size * self._block_size
+        self._add(start, self._fed - start, self._part.digest())
+        self._part.reset()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def block(self, index: int) -> tuple[int, int, bytes]:
+        """Offset, length and digest."""
+        digest = bytes(self._digests[_DIGEST * index : _DIGEST * (index + 1)])
+        return self._offsets[index], self._lengths[index], digest
+
+    def between(self, size: int) -> Iterator[engine.Extent]:
+        """What of `size` bytes no block covers."""
+        if sum(self._lengths) >= size:
+            return
+        done = 0
+        for start, length in sorted(zip(self._offsets, self._lengths, strict=True)):
+            if done < start:
+                yield done, start - done
+            done = max(done, start + length)
+        if done < size:
+            yield done, size - done
+
+
+class Reading(engine.Transfer):
+    """The blocks of a source that were not read to be copied, as they are shared."""
+
+    looks = True
+    sync = engine.Sync.NONE
+
+    def __init__(self, source: "Source", digests: Digests) -> None:
+        super().__init__()
+        self.read_fd, self.read_direct = source.fd, bool(source.alignment)
+        self.alignment = max(source.alignment, 1)
+        self.extents = extents.find_data(source.fd, source.size or 0, self.alignment)
+        self._digests = digests
+
+    def saw(self, offset: int, block: memoryview) -> None:
+        self._digests.add(offset, block)
+
+    def undirect(self, step: engine.Step) -> None:
+        super().undirect(step)
+        direct.switch_off(self.read_fd)
+
+
+class Verification(engine.Transfer):
+    """The blocks of a copy that is synced, read back. `close` when it has ended."""
+
+    looks = True
+    sync = engine.Sync.NONE
+
+    def __init__(
+        self, destination: "Destination", digests: Digests, size: int, block_size: int
+    ) -> None:
+        """Open the copy of `size` bytes again.
+
+        Raises OSError: EINVAL for what cannot be read back, `VerificationFailed` for another size.
+        """
+        super().__init__()
+        if not destination.seekable:
+            raise fail(EINVAL, "verify: a stream cannot be read back")
+        with operation("verify: open"):
+            self._file = File.open(b"/proc/self/fd/%d" % destination.fd, os.O_RDONLY)
+        try:
+            self.read_fd = fd = self._file.fileno()
+            with operation("verify: open"):
+                self.alignment = direct.switch_on(fd, "auto", block_size)
+                self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
+                there = os.fstat(fd).st_size if self._regular else size
+                if not self.alignment:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except BaseException:
+            self.close()
+            raise
+        if there != size:
+            self.close()
+            raise _mismatch(f"it has {there} bytes, not {size}")
+        self.read_direct = bool(self.alignment)
+        self.alignment = max(self.alignment, 1)
+        self.size = size
+        self._digests = digests
+        self._expected: dict[int, bytes] = {}  # of what is in flight
+        self.extents = self._blocks()
+
+    @property
+    def past_the_cache(self) -> bool:
+        """Whether what was compared has come from the medium."""
+        return self.read_direct
+
+    def _blocks(self) -> Iterator[engine.Extent]:
+        for index in range(len(self._digests)):
+            offset, length, self._expected[offset] = self._digests.block(index)
+            yield offset, length
+        for start, length in self._digests.between(self.size):
+            if not self._regular:
+                yield start, length
+                continue
+            for offset, count in extents.find_data(self.read_fd, start + length, 1, start):
+                begin = max(start, offset - offset % self.alignment)
+                yield begin, offset + count - begin
+
+    def saw(self, offset: int, block: memoryview) -> None:
+        expected = self._expected.pop(offset, None)
+        if expected is None:
+            if bytes(block).count(0) != len(block):
+                raise _mismatch(f"there is data where the source has a hole, at offset {offset}")
+        elif xxhash.xxh3_128_digest(block) != expected:
+            raise _mismatch(f"{len(block)} bytes at offset {offset} are not what was read")
+
+    def undirect(self, step: engine.Step) -> None:
+        super().undirect(step)
+        direct.switch_off(self.read_fd)
+
+    def why(self) -> OSError | None:
+        """Why it has failed, None if it has not."""
+        if self.error is not None or self.failure is None:
+            return self.error
+        _, errno, offset = self.failure
+        if errno == 0:
+            return _mismatch(f"it ends at offset {offset}")
+        return VerificationFailed(errno, f"verify: read at offset {offset}: {os.strerror(errno)}")
+
+    def close(self) -> None:
+        self._file.let_go()
+
+
+def _mismatch(what: str) -> VerificationFailed:
+    return VerificationFailed(EBADMSG, f"verify: {what}")
