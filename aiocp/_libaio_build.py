@@ -73,6 +73,7 @@ ffibuilder.cdef(
 
     struct aiocp_slots {
         unsigned nr, maxevents, in_flight, queued, peak;
+        int eventfd;
         size_t block_size, mapped;
         char *buffers;
         long *slot, *res;
@@ -254,6 +255,7 @@ ffibuilder.set_source(
         io_context_t ctx;
         pid_t pid;
         unsigned nr, maxevents, in_flight, queued, peak;
+        int eventfd;            /* is told of each completion, unless it is -1 */
         size_t block_size, mapped, touched;
         char *mapping, *buffers;
         struct iocb *iocbs, **queue;
@@ -267,8 +269,10 @@ ffibuilder.set_source(
     static struct aiocp_slots *slots_new(void)
     {
         struct aiocp_slots *s = calloc(1, sizeof *s);
-        if (s)
+        if (s) {
             s->pid = getpid();
+            s->eventfd = -1;
+        }
         return s;
     }
 
@@ -428,7 +432,12 @@ ffibuilder.set_source(
     /* Submit the queue; the prefix that was taken leaves it. */
     static int slots_submit(struct aiocp_slots *s)
     {
-        int n = io_submit(s->ctx, s->queued, s->queue);
+        unsigned i;
+        int n;
+        if (s->eventfd >= 0)
+            for (i = 0; i < s->queued; i++)
+                io_set_eventfd(s->queue[i], s->eventfd);
+        n = io_submit(s->ctx, s->queued, s->queue);
         if (n > 0) {
             s->in_flight += n;
             if (s->in_flight > s->peak)

@@ -139,10 +139,28 @@ class Context:
                 return slots.completions(1)
         return []
 
+    def notify(self, eventfd: int) -> None:
+        """Have a descriptor of eventfd(2) told of each completion that is to be reaped."""
+        self._slots.notify(eventfd)
+
+    def reap_now(self) -> list[tuple[int, int]]:
+        """Return the completions that there are, without waiting for any that is in flight."""
+        slots = self._slots
+        if not slots.in_flight:
+            return self.reap()  # what the kernel refuses is performed
+        count = slots.getevents(0, 0)
+        return slots.completions(count) if count > 0 else []
+
+    @property
+    def refused(self) -> bool:
+        """Whether all that is begun is queued, and only to be performed: nothing will be told."""
+        return bool(self._slots.queued) and not self._slots.in_flight
+
     def close(self) -> None:
         """Wait for what is in flight, drop what is queued, give the context back to the pool."""
         slots = self._slots
         slots.drain()
+        slots.notify(-1)
         if len(_idle) >= _KEEP_CONTEXTS or not slots.maxevents:
             slots.close()
             return

@@ -7,11 +7,11 @@ place leaves the destination as it was.
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from errno import EINVAL, EISDIR
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from aiocp import direct, engine, extents, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
@@ -26,7 +26,9 @@ from aiocp.reflink import Reflink
 from aiocp.small import copy_small
 from aiocp.source import SMALL, Source
 from aiocp.transfer import (
+    DirectorySync,
     FileTransfer,
+    assert_durable,
     sync_before_name,
     sync_directory,
     what_stopped,
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Link = Literal["hard", "symbolic"]
 Progress = Callable[[int, int], object]
+
+# What a copy waits for: a transfer to be driven through a context, of so many bytes (0: not told)
+Work = tuple[Context, engine.Transfer, int]
+T = TypeVar("T")
+Steps = Generator[Work, None, T]
 
 # By measurement (scripts/bench --sweep, 1 GiB, ext4 on a virtio disk, MiB/s of the whole command):
 # blocks of 1M at depth 1, 4, 16, 64, 256 gave 393, 570, 679, 687, 488; at depth 64 blocks of 64K,
@@ -159,12 +166,70 @@ def copy_file(
         ValueError: depth, block_size, preserve, backup, suffix or link out of range, or
             `reflink="always"` with another `sparse` than "auto", `verify` without `sync`.
     """
+    copier = prepare(
+        depth=depth,
+        block_size=block_size,
+        direct=direct,
+        sparse=sparse,
+        reflink=reflink,
+        sync=sync,
+        verify=verify,
+        in_place=in_place,
+        allow_changed=allow_changed,
+        force=force,
+        preserve=preserve,
+        remove_destination=remove_destination,
+        backup=backup,
+        suffix=suffix,
+        attributes_only=attributes_only,
+        progress=progress,
+        cancel=cancel,
+    )
+    check_link(link)
+    source, destination, names = paths(src, dst, into_directory)
+    try:
+        if link is not None:
+            return copier.link(link, source, destination, names)
+        return copier.copy(source, destination, names)
+    except OSError as error:
+        error.filename, error.filename2 = names
+        raise
+
+
+def paths(src: StrPath, dst: StrPath, into_directory: bool) -> tuple[bytes, bytes, tuple[str, str]]:
+    """The source, the new file, and what results and errors call the two."""
+    source, destination = os.fsencode(src), os.fsencode(dst)
+    if into_directory and os.path.isdir(destination):
+        destination = os.path.join(destination, os.path.basename(source.rstrip(b"/")))
+    return source, destination, (os.fsdecode(source), os.fsdecode(destination))
+
+
+def prepare(
+    *,
+    depth: int,
+    block_size: int,
+    direct: direct.Direct,
+    sparse: Sparse,
+    reflink: Reflink,
+    sync: bool,
+    verify: bool,
+    in_place: bool,
+    allow_changed: bool,
+    force: bool,
+    preserve: Iterable[str],
+    remove_destination: bool,
+    backup: str,
+    suffix: str | bytes,
+    attributes_only: bool,
+    progress: Progress | None,
+    cancel: Cancel | None,
+) -> "Copier":
+    """A copier of these arguments of copy_file(). Raises ValueError."""
     check_depth(depth)
     check_block_size(block_size)
-    check_link(link)
     check_when("direct", direct)
     check_verify(verify, sync)
-    copier = Copier(
+    return Copier(
         depth,
         block_size,
         direct,
@@ -182,17 +247,6 @@ def copy_file(
         progress,
         cancel,
     )
-    source, destination = os.fsencode(src), os.fsencode(dst)
-    if into_directory and os.path.isdir(destination):
-        destination = os.path.join(destination, os.path.basename(source.rstrip(b"/")))
-    names = os.fsdecode(source), os.fsdecode(destination)
-    try:
-        if link is not None:
-            return copier.link(link, source, destination, names)
-        return copier.copy(source, destination, names)
-    except OSError as error:
-        error.filename, error.filename2 = names
-        raise
 
 
 def check_depth(depth: int) -> None:
@@ -248,7 +302,11 @@ def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
 
 
 class Copier(NamedTuple):
-    """How to copy; `copy` does it."""
+    """How to copy; `copy` does it, and so does whoever drives the transfers that `steps` gives.
+
+    `shared` is a context that is there for other copies as well: then nothing here waits, but for
+    what opens, makes and names files.
+    """
 
     depth: int
     block_size: int
@@ -266,6 +324,7 @@ class Copier(NamedTuple):
     attributes_only: bool
     progress: Progress | None
     cancel: Cancel | None
+    shared: Context | None = None
 
     def backups(self) -> Backups | None:
         """What makes the backups, if there are to be any."""
@@ -332,6 +391,22 @@ class Copier(NamedTuple):
 
     def copy(self, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
         """Copy one file; `names` are what the result calls the two."""
+        steps = self.steps(src, dst, names)
+        raised: BaseException | None = None
+        while True:
+            try:
+                work = next(steps) if raised is None else steps.throw(raised)
+            except StopIteration as end:
+                result: CopyResult = end.value
+                return result
+            raised = None
+            try:
+                self._run(*work)
+            except BaseException as error:  # noqa: BLE001 - thrown where the transfer was given
+                raised = error
+
+    def steps(self, src: bytes, dst: bytes, names: tuple[str, str]) -> Steps[CopyResult]:
+        """Copy one file, but for its transfers, which are to be driven to their ends."""
         begun = perf_counter()
         look(self.cancel)
         backups = self.backups()
@@ -340,13 +415,13 @@ class Copier(NamedTuple):
             self._place(src, dst, source.stat, backups) as place,
         ):
             result = self._copy_small(source, place, names, begun)
-            return result or self._copy(source, place, backups, dst, names, begun)
+            return result or (yield from self._copy(source, place, backups, dst, names, begun))
 
     def _copy_small(
         self, source: Source, place: Place, names: tuple[str, str], begun: float
     ) -> CopyResult | None:
         """Copy a small file by a batch of one; None where that is not for this one."""
-        general = self.attributes_only or self.verify or self.sparse == "always"
+        general = self.attributes_only or self.verify or self.sparse == "always" or self.shared
         if general or not self._is_small(source):
             return None
         copied = copy_small(
@@ -401,7 +476,7 @@ class Copier(NamedTuple):
         dst: bytes,
         names: tuple[str, str],
         begun: float,
-    ) -> CopyResult:
+    ) -> Steps[CopyResult]:
         """Copy what may be anything, through the engine or as a stream."""
         with (
             Destination(
@@ -435,8 +510,8 @@ class Copier(NamedTuple):
                 if not self.attributes_only:
                     transfer.clone(self.reflink, set())
                 context = stack.enter_context(self._context(transfer))
-                self._fill(transfer, context)
-                verification = self._verify(transfer, context)
+                yield from self._fill(transfer, context)
+                verification = yield from self._verify(transfer, context)
             except (OSError, Cancelled) as error:
                 # what has been read is being written
                 started = destination.touched or transfer.bytes_read or streamed
@@ -446,7 +521,7 @@ class Copier(NamedTuple):
             destination.commit()
             try:
                 if self.sync and not destination.in_place:
-                    sync_directory(place.directory, place.readable, destination.fd)
+                    yield from self._sync_directory(context, place, destination)
                 destination.close()
                 source.close()
             except OSError as error:
@@ -489,7 +564,9 @@ class Copier(NamedTuple):
     def _is_small(self, source: Source) -> bool:
         return self.direct == "auto" and source.small
 
-    def _context(self, transfer: FileTransfer) -> Context:
+    def _context(self, transfer: FileTransfer) -> AbstractContextManager[Context]:
+        if self.shared is not None:
+            return nullcontext(self.shared)
         source = transfer.source
         holes = self.sparse != "never" and transfer.destination.regular
         nothing = holes and extents.has_no_data(source.fd, source.stat)
@@ -498,7 +575,7 @@ class Copier(NamedTuple):
             return Context(1, SMALL, aio=False)  # the end of one for AIO takes 33 ms
         return Context(self.depth, self.block_size)
 
-    def _fill(self, transfer: FileTransfer, context: Context) -> None:
+    def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
         if self.verify:
@@ -513,11 +590,11 @@ class Copier(NamedTuple):
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse, reserve=not self._is_small(source))
-        self._run(context, transfer, transfer.size)
+        yield context, transfer, transfer.size
         if transfer.failed:
             raise what_stopped(transfer)
 
-    def _verify(self, transfer: FileTransfer, context: Context) -> "Verification | None":
+    def _verify(self, transfer: FileTransfer, context: Context) -> "Steps[Verification | None]":
         """Compare what is on the disk, if it is to be, with what was read."""
         digests = transfer.digests
         if digests is None or self.attributes_only:
@@ -525,16 +602,35 @@ class Copier(NamedTuple):
         from aiocp.verify import Reading, Verification
 
         if transfer.cloned:
-            self._run(context, reading := Reading(transfer.source, digests))
+            reading = Reading(transfer.source, digests)
+            yield context, reading, 0
             if reading.failed:
                 raise what_stopped(reading)
         with closing(
             Verification(transfer.destination, digests, transfer.size, context.block_size)
         ) as verification:
-            self._run(context, verification)
+            yield context, verification, 0
             if error := verification.why():
                 raise error
         return verification
+
+    def _sync_directory(
+        self, context: Context, place: Place, destination: Destination
+    ) -> Steps[None]:
+        """Have the new name on the disk."""
+        if self.shared is None or not place.readable:
+            sync_directory(place.directory, place.readable, destination.fd)
+            return
+        sync = DirectorySync(place.directory.fileno())
+        yield context, sync, 0
+        try:
+            if sync.failed:
+                raise what_stopped(sync)
+            with operation("sync"):
+                assert_durable(sync.write_fd)
+        except OSError as error:
+            error.strerror = f"its name is not durable: {error.strerror}"
+            raise
 
     def _place(
         self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None

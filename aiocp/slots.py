@@ -114,6 +114,10 @@ class Slots:
         """Bytes of buffer."""
         return int(self._slots.mapped)
 
+    def notify(self, eventfd: int) -> None:
+        """Have a descriptor of eventfd(2) told of each completion; -1: none."""
+        self._slots.eventfd = eventfd
+
     def getevents(self, min_nr: int, timeout: float | None) -> int:
         """Reap; the number of completions, or a negative errno. `timeout` in seconds."""
         if timeout is None:

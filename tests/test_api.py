@@ -19,7 +19,7 @@ LAYERS = [
     {"options", "operands"},
     {"arguments", "parents", "progress"},
     {"__init__"},
-    {"tree_copier"},
+    {"aio", "tree_copier"},
     {"tree_copy"},
     {"opening", "placing"},
     {"budget", "tree_file", "tree_node"},

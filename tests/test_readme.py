@@ -44,15 +44,17 @@ def test_the_help_excerpt_is_what_help_prints() -> None:
     assert [line.strip() for line in shown.strip().splitlines()] == [line.strip() for line in lines]
 
 
-def test_the_library_example_runs(tmp_path: Path) -> None:
-    example = code_blocks("python")[0].replace("/backup/", f"{tmp_path}/")
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_library_examples_run(tmp_path: Path, number: int) -> None:
+    example = code_blocks("python")[number].replace("/backup/", f"{tmp_path}/")
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "disk.img").write_bytes(b"x" * 10_000)
+    (tmp_path / "in" / "notes.txt").write_bytes(b"notes")
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path / "in", capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert " True " in done.stdout
+    assert (" True " in done.stdout) == (number == 0)
     assert (tmp_path / "disk.img").read_bytes() == b"x" * 10_000
 
 

@@ -1,0 +1,279 @@
+"""Copies to await: driven by the running asyncio loop, which an eventfd wakes for completions.
+
+All copies of a loop that have the same depth and block size share one context and one engine, so
+that hundreds at once have no more in flight than one. No thread does any of that; only a stream,
+a pipe or a character device, for which one may have to wait without end, is copied in one.
+"""
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from errno import ECANCELED
+from functools import partial
+from weakref import WeakKeyDictionary, finalize
+
+from aiocp import copier
+from aiocp.backup import NONE, SUFFIX
+from aiocp.context import Context
+from aiocp.copier import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_DEPTH,
+    CopyResult,
+    Progress,
+    Steps,
+    StrPath,
+    Work,
+    paths,
+    prepare,
+)
+from aiocp.direct import Direct
+from aiocp.engine import Engine, Transfer
+from aiocp.errors import Cancel, fail
+from aiocp.extents import Sparse
+from aiocp.reflink import Reflink
+
+__all__ = ["copy_file"]
+
+
+async def copy_file(
+    src: StrPath,
+    dst: StrPath,
+    *,
+    depth: int = DEFAULT_DEPTH,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    direct: Direct = "auto",
+    sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
+    sync: bool = True,
+    verify: bool = False,
+    in_place: bool = False,
+    allow_changed: bool = False,
+    force: bool = False,
+    preserve: Iterable[str] = (),
+    remove_destination: bool = False,
+    backup: str = NONE,
+    suffix: str | bytes = SUFFIX,
+    attributes_only: bool = False,
+    into_directory: bool = True,
+    progress: Progress | None = None,
+) -> CopyResult:
+    """Copy a file as `aiocp.copy_file` does: with its arguments, its result and its errors.
+
+    Copies of one loop with the same `depth` and `block_size` (bytes) share a context: these are for
+    all of them together. `progress` is called by the loop. Opening, making and naming files is done
+    in the loop too.
+
+    Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
+    what was there before still is, unless written in place.
+    """
+    attributes = frozenset([preserve] if isinstance(preserve, str) else preserve)
+    source, destination, names = paths(src, dst, into_directory)
+    if _is_stream(source) or _is_stream(destination):
+        return await _in_thread(
+            partial(
+                copier.copy_file,
+                src,
+                dst,
+                depth=depth,
+                block_size=block_size,
+                direct=direct,
+                sparse=sparse,
+                reflink=reflink,
+                sync=sync,
+                verify=verify,
+                in_place=in_place,
+                allow_changed=allow_changed,
+                force=force,
+                preserve=attributes,
+                remove_destination=remove_destination,
+                backup=backup,
+                suffix=suffix,
+                attributes_only=attributes_only,
+                into_directory=into_directory,
+            ),
+            progress,
+        )
+    how = prepare(
+        depth=depth,
+        block_size=block_size,
+        direct=direct,
+        sparse=sparse,
+        reflink=reflink,
+        sync=sync,
+        verify=verify,
+        in_place=in_place,
+        allow_changed=allow_changed,
+        force=force,
+        preserve=attributes,
+        remove_destination=remove_destination,
+        backup=backup,
+        suffix=suffix,
+        attributes_only=attributes_only,
+        progress=progress,
+        cancel=None,
+    )
+    try:
+        with _driver(depth, block_size) as driver:
+            steps = how._replace(shared=driver.context).steps(source, destination, names)
+            return await driver.drive(steps, progress)
+    except OSError as error:
+        error.filename, error.filename2 = names
+        raise
+
+
+def _is_stream(path: bytes) -> bool:
+    """Whether a file can only be read or written from its beginning to its end."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False  # it is new, or the error is told where it is opened
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+async def _in_thread(copy: Callable[..., CopyResult], progress: Progress | None) -> CopyResult:
+    loop, stop = asyncio.get_running_loop(), threading.Event()
+
+    def tell(done: int, total: int) -> None:
+        assert progress is not None
+        loop.call_soon_threadsafe(progress, done, total)
+
+    cancel: Cancel = stop
+    copying = loop.run_in_executor(
+        None, partial(copy, progress=None if progress is None else tell, cancel=cancel)
+    )
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        stop.set()
+        await _settled(copying)
+        raise
+
+
+async def _settled(future: "asyncio.Future[CopyResult] | asyncio.Future[None]") -> None:
+    """Wait for something to end, however often the task is cancelled meanwhile."""
+    while not future.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait([future])
+    future.exception()  # of which nobody is told any more
+
+
+class _Waiting:
+    """Somebody who waits for the end of a transfer of `total` bytes."""
+
+    def __init__(self, ended: "asyncio.Future[None]", progress: Progress | None, total: int):
+        self.ended, self.progress, self.total = ended, progress, total
+        self.reported = 0
+        self.raised: BaseException | None = None  # by `progress`
+
+    def report(self, transfer: Transfer) -> None:
+        """Tell how far it is, if it has moved; what that raises stops it."""
+        done = transfer.bytes_written + transfer.holes
+        if self.progress is None or done == self.reported or self.raised is not None:
+            return
+        self.reported = done
+        try:
+            self.progress(done, self.total)
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.raised = error
+            _stop(transfer)
+
+
+def _stop(transfer: Transfer) -> None:
+    """Have no more blocks of a transfer begun; it ends when none is in flight."""
+    transfer.error = transfer.error or fail(ECANCELED, "copy")
+
+
+class _Driver:
+    """A context and an engine, which a loop drives while anybody waits for them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int, block_size: int) -> None:
+        self.users = 0
+        self._loop = loop
+        self._waiting: dict[Transfer, _Waiting] = {}
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._close = finalize(self, os.close, self._eventfd)
+        self.context = Context(depth, block_size)
+        self._engine = Engine(self.context, ())
+        self.context.notify(self._eventfd)
+        loop.add_reader(self._eventfd, self._told)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._eventfd)
+        self.context.close()
+        self._close()
+
+    async def drive(self, steps: Steps[CopyResult], progress: Progress | None) -> CopyResult:
+        """Drive all transfers of a copy."""
+        raised: BaseException | None = None
+        while True:
+            try:
+                work = next(steps) if raised is None else steps.throw(raised)
+            except StopIteration as end:
+                result: CopyResult = end.value
+                return result
+            raised = None
+            try:
+                await self._end_of(work, progress)
+            except BaseException as error:  # noqa: BLE001 - thrown where the transfer was given
+                raised = error
+
+    async def _end_of(self, work: Work, progress: Progress | None) -> None:
+        _, transfer, total = work
+        waiting = _Waiting(self._loop.create_future(), progress if total else None, total)
+        self._waiting[transfer] = waiting
+        self._engine.add(transfer)
+        self._advance()
+        try:
+            await asyncio.shield(waiting.ended)
+        except asyncio.CancelledError:
+            _stop(transfer)
+            self._advance()
+            await _settled(waiting.ended)
+            raise
+        if waiting.raised is not None:
+            raise waiting.raised
+
+    def _told(self) -> None:
+        """Take what has completed."""
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._eventfd)
+        finished = self._engine.complete(self.context.reap_now())
+        for transfer, waiting in self._waiting.items():
+            waiting.report(transfer)
+        self._ended(finished)
+        self._advance()
+
+    def _advance(self) -> None:
+        while finished := self._engine.start():
+            self._ended(finished)
+        if self.context.refused:
+            self._loop.call_soon(self._told)
+
+    def _ended(self, transfers: Iterable[Transfer]) -> None:
+        for transfer in transfers:
+            self._waiting.pop(transfer).ended.set_result(None)
+
+
+_drivers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], _Driver]]
+_drivers = WeakKeyDictionary()
+
+
+@contextmanager
+def _driver(depth: int, block_size: int) -> Iterator[_Driver]:
+    """The running loop's driver of that depth and block size, for as long as it is in use."""
+    loop = asyncio.get_running_loop()
+    drivers = _drivers.setdefault(loop, {})
+    driver = drivers.get((depth, block_size))
+    if driver is None:
+        driver = drivers[depth, block_size] = _Driver(loop, depth, block_size)
+    driver.users += 1
+    try:
+        yield driver
+    finally:
+        driver.users -= 1
+        if not driver.users:
+            del drivers[depth, block_size]
+            driver.close()
