@@ -19,6 +19,7 @@ LAYERS = [
     {"options", "operands"},
     {"arguments", "parents", "progress"},
     {"__init__"},
+    {"shutil"},
     {"aio", "tree_copier"},
     {"tree_copy"},
     {"opening", "placing"},
