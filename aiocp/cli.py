@@ -3,10 +3,9 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
-from functools import partial
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -16,6 +15,7 @@ from aiocp.errors import Cancelled, VerificationFailed
 from aiocp.operands import Operands
 from aiocp.options import Options, UsageError, read, rewrite
 from aiocp.outcome import Outcome
+from aiocp.progress import Bar, Lines, Progress
 from aiocp.quoting import quoted
 from aiocp.request import request
 
@@ -43,17 +43,25 @@ class Signals:
     """Turns the signals that end a program into a `cancel` for the copy.
 
     The copy is then stopped where it can be: what is in flight is drained and the temporary
-    removed. Further signals change nothing, and an ignored signal (nohup) stays ignored.
+    removed. Further signals change nothing, and an ignored signal (nohup) stays ignored. SIGUSR1
+    asks how far it is, as of dd.
     """
 
     def __init__(self) -> None:
         self.number = 0
+        self.progress: Progress | None = None  # of what is being copied, for SIGUSR1
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
+        if signal.getsignal(signal.SIGUSR1) is not signal.SIG_IGN:
+            signal.signal(signal.SIGUSR1, self._tell)
 
     def _take(self, number: int, _: FrameType | None) -> None:
         self.number = self.number or number
+
+    def _tell(self, *_: object) -> None:
+        if self.progress is not None:
+            self.progress.tell()
 
     def is_set(self) -> bool:
         """Whether one has come."""
@@ -76,12 +84,12 @@ def _copy(options: Options) -> int:
         on_entry=said.entry if options.verbose or options.debug else None,
         on_error=said.error,
     )
-    copy: Callable[[str, str], Result | None] = Operands(how).copy
-    if options.progress or (options.progress is None and sys.stderr.isatty()):
-        copy = partial(_with_bar, copy)
+    copy = Operands(how).copy
+    show = _show(options.progress)
     for source, destination in pairs:
         try:
-            result = copy(source, destination)
+            with show(os.path.basename(source.rstrip("/"))) as signals.progress:
+                result = copy(source, destination, progress=signals.progress.update)
         except OSError as error:
             said.error(error)
         except Cancelled as stopped:
@@ -145,13 +153,11 @@ class _Said:
                 print(line, file=self._out)
 
 
-def _with_bar(
-    copy: "Callable[..., Result | None]", source: str, destination: str
-) -> "Result | None":
-    from aiocp.progress import Bar
-
-    with Bar(os.path.basename(source.rstrip("/"))) as bar:
-        return copy(source, destination, progress=bar.update)
+def _show(asked: bool | None) -> type[Progress]:
+    """How to show progress: by default as a bar on a terminal, and else not."""
+    if asked or (asked is None and sys.stderr.isatty()):
+        return Bar if sys.stderr.isatty() else Lines
+    return Progress
 
 
 def _described(result: "Result") -> Iterator[str]:

@@ -274,7 +274,11 @@ class Options(NamedTuple):
     ] = False
     progress: Annotated[
         bool | None,
-        _flag(OUTPUT, "A bar; by default on a terminal only.", "--progress/--no-progress"),
+        _flag(
+            OUTPUT,
+            "A bar, lines where it is no terminal, nothing; by default a bar on one.",
+            "--progress/--no-progress",
+        ),
     ] = None
     verbose: Annotated[
         bool, _flag(OUTPUT, "Name what is copied, as cp does.", "-v", "--verbose")

@@ -4,9 +4,12 @@ import json
 import os
 import pty
 import random
+import re
+import signal
 import subprocess
 import sys
 import termios
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -151,7 +154,10 @@ def test_progress_bar_on_a_terminal_only(source: Path, tmp_path: Path) -> None:
 
 
 def test_progress_can_be_asked_for_and_forbidden(source: Path, tmp_path: Path) -> None:
-    assert "3.00M/3.00M" in aiocp("source", "copy", "--progress", cwd=tmp_path).stderr
+    (line,) = aiocp("source", "copy", "--progress", cwd=tmp_path).stderr.splitlines()
+    assert re.fullmatch(
+        r"aiocp: source: 3\.0 MiB of 3\.0 MiB, 100 %, \d+\.\d [KMG]iB/s, 0:0\d, 0:00 to go", line
+    )
     ours, theirs = pty.openpty()
     command = [*COMMAND, "source", "copy", "--no-progress"]
     subprocess.run(command, cwd=tmp_path, stderr=theirs, check=True)
@@ -160,6 +166,27 @@ def test_progress_can_be_asked_for_and_forbidden(source: Path, tmp_path: Path) -
         os.read(ours, 1)
     os.close(theirs)
     os.close(ours)
+
+
+@pytest.mark.parametrize("shown", ["--progress", "--no-progress"])
+def test_sigusr1_asks_how_far_it_is(tmp_path: Path, shown: str) -> None:
+    """As of dd; it does not end the copy."""
+    os.mkfifo(tmp_path / "fifo")
+    command = [*COMMAND, shown, str(tmp_path / "fifo"), str(tmp_path / "copy")]
+    copy = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert copy.stderr
+    with (tmp_path / "fifo").open("wb", buffering=0) as fifo:
+        fifo.write(bytes(5000))
+        line = ""
+        while not line.startswith("aiocp: fifo: 4.9 KiB, "):
+            time.sleep(0.05)  # until it has been read
+            copy.send_signal(signal.SIGUSR1)
+            line = copy.stderr.readline()
+    assert re.search(r"KiB, \d+\.\d [KM]iB/s, 0:\d\d$|KiB, \d+ B/s, 0:\d\d$", line.strip())
+    copy.stderr.read()
+    copy.stderr.close()
+    assert copy.wait(timeout=30) == 0
+    assert (tmp_path / "copy").read_bytes() == bytes(5000)
 
 
 # --- bad input -----------------------------------------------------------------------------------
