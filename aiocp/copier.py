@@ -509,7 +509,7 @@ class Copier(NamedTuple):
             try:
                 if not self.attributes_only:
                     transfer.clone(self.reflink, set())
-                context = stack.enter_context(self._context(transfer))
+                context = stack.enter_context(self._context(transfer, streamed))
                 yield from self._fill(transfer, context)
                 verification = yield from self._verify(transfer, context)
             except (OSError, Cancelled) as error:
@@ -564,7 +564,10 @@ class Copier(NamedTuple):
     def _is_small(self, source: Source) -> bool:
         return self.direct == "auto" and source.small
 
-    def _context(self, transfer: FileTransfer) -> AbstractContextManager[Context]:
+    def _context(self, transfer: FileTransfer, streamed: bool) -> AbstractContextManager[Context]:
+        # a stream is read and written by calls of its own, in a block of its own
+        if streamed and (self.shared is not None or not self.verify):
+            return Context(1, self.block_size, aio=False)
         if self.shared is not None:
             return nullcontext(self.shared)
         source = transfer.source

@@ -87,6 +87,26 @@ def test_hundreds_share_a_context_and_take_no_thread(tmp_path: Path) -> None:
         assert (tmp_path / f"copy{n}").read_bytes() == (tmp_path / f"source{n}").read_bytes()
 
 
+def test_what_is_read_to_its_end_is_in_nobodys_way(source: Path) -> None:
+    """Empty files, and those of /proc that say that they are: not through the slots of others."""
+    empty = source.with_name("empty")
+    empty.touch()
+
+    async def copy_all() -> None:
+        copies = [
+            aio.copy_file(path, source.with_name(f"{path.name}{n}"), depth=2, block_size=16384)
+            for n in range(10)
+            for path in (source, empty, Path("/proc/cpuinfo"))
+        ]
+        await asyncio.gather(*copies)
+
+    asyncio.run(copy_all())
+    for n in range(10):
+        assert source.with_name(f"source{n}").read_bytes() == CONTENT
+        assert source.with_name(f"empty{n}").read_bytes() == b""
+        assert b"processor" in source.with_name(f"cpuinfo{n}").read_bytes()
+
+
 def test_the_loop_goes_on_meanwhile(source: Path) -> None:
     """Something else is done between two completions."""
 
