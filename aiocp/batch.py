@@ -67,10 +67,11 @@ class SmallFile(engine.Transfer):
 class Batch:
     """A number of files, and the directories that they are copied from and to.
 
-    `sync` is how each file is synced before it is placed. `waiting` is for whoever drives the
-    transfers, to count those that have not ended. `data` is what `enter` was given for each
-    directory, and `counts` how many files of it are this batch's to place. Closes all its
-    descriptors at the latest when it is no longer referenced; what was not placed is gone then.
+    `sync` is how each file is synced before it is placed. `waiting` and `transferred` are for
+    whoever drives the transfers, to count those that have not ended, and their bytes. `data` is
+    what `enter` was given for each directory, and `counts` how many files of it are this batch's to
+    place. Closes all its descriptors at the latest when it is no longer referenced; what was not
+    placed is gone then.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Batch:
         takes the place of files that have the name, and their owner and mode; with `holes` files
         that have some are not for the batch. `alone` is for a single file: it is read by waiting
         for it if it is not in memory, and what its mode lacks is left to the kernel."""
-        self.sync, self.waiting = sync, 0
+        self.sync, self.waiting, self.transferred = sync, 0, 0
         self.data: list[Any] = []
         self.counts: list[int] = []
         self._preserve = preserve

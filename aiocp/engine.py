@@ -142,6 +142,7 @@ class Engine:
 
     def __init__(self, context: Context, transfers: Iterable[Transfer]) -> None:
         depth = context.depth
+        self.bytes_written = 0  # by all transfers
         self._context = context
         self._transfers = iter(transfers)
         self._added: deque[Transfer] = deque()
@@ -367,7 +368,9 @@ class Engine:
         if self._moved(slot, res, ENOSPC):
             transfer = self._transfer[slot]
             assert transfer is not None
-            transfer.bytes_written += self._stop[slot] - self._start[slot]
+            written = self._stop[slot] - self._start[slot]
+            self.bytes_written += written
+            transfer.bytes_written += written
             transfer.wrote()
             self._write(slot, transfer, self._stop[slot])
 

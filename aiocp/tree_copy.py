@@ -75,7 +75,7 @@ class TreeCopy:
         self._root: Target | None = None
         self._placing = Placing(limits.together)
         self._opening = Opening(self._new_batch, limits.batch, how.reflink)
-        self._moved = self._reported = 0  # bytes
+        self._moved = self._reported = 0  # bytes; those that the engine writes it counts itself
         self._open: set[TreeFile] = set()
         self._targets: set[Target] = set()
         self._stream_block = memoryview(bytearray(SMALL))
@@ -104,9 +104,10 @@ class TreeCopy:
         )
         transfers = self._transfers(steps)
         self._context = context
-        engine = Engine(context, transfers)
+        self._engine = engine = Engine(context, transfers)
         with closing(steps), closing(transfers):
             self._drive(engine)
+        self._report()
         if self._root is not None and self._root.together:
             try:
                 self._placing.sync()
@@ -139,9 +140,13 @@ class TreeCopy:
     def _look(self) -> None:
         """See whether to stop, and tell how far it is."""
         look(self.cancel)
-        if self.progress is not None and self._moved != self._reported:
-            self._reported = self._moved
-            self.progress(self._moved, 0)
+        self._report()
+
+    def _report(self) -> None:
+        moved = self._moved + self._engine.bytes_written
+        if self.progress is not None and moved != self._reported:
+            self._reported = moved
+            self.progress(moved, 0)
 
     def _sync_parent(self) -> None:
         """Have the root's own name on the disk."""
@@ -402,11 +407,12 @@ class TreeCopy:
     def _ended(self, transfer: Transfer) -> None:
         if isinstance(transfer, SmallFile):
             batch = transfer.batch
+            batch.transferred += transfer.bytes_written
             if transfer.failed:
                 batch.failed(transfer.index, what_stopped(transfer))
             self._written(batch)
         elif isinstance(transfer, TreeFile):
-            self._moved += transfer.bytes_written + transfer.holes
+            self._moved += transfer.holes + transfer.bytes_written * transfer.streamed
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)
@@ -503,7 +509,7 @@ class TreeCopy:
         self.files += batch.placed
         self.reflinked += batch.cloned
         self.bytes += batch.size
-        self._moved += batch.size
+        self._moved += max(0, batch.size - batch.transferred)
         for target, count in zip(batch.data, batch.counts, strict=True):
             if count:
                 self._arrived(target, count)

@@ -579,3 +579,30 @@ def test_every_entry_is_told_of(source: Path, tmp_path: Path) -> None:
     skipped = [one for one in told if one.method == "skipped"]
     assert len(os.listdir(source / "wide")) == len(skipped)
     assert [] == [one for one in told if one.method == "directory"]
+
+
+def test_progress_of_large_files_and_small_ones(tmp_path: Path) -> None:
+    """Block by block, and never back: what is in memory, what is read, what is a hole."""
+    source = tmp_path / "source"
+    source.mkdir()
+    sizes = {"large": 5 << 20, "small": 5000, "read": 70_000, "empty": 0, "holes": 3 << 20}
+    for name, size in sizes.items():
+        (source / name).write_bytes(os.urandom(size))
+    with (source / "holes").open("r+b") as file:
+        file.truncate(20 << 20)
+    with (source / "read").open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    told: list[tuple[int, int]] = []
+    result = copy_tree(
+        source,
+        tmp_path / "copy",
+        depth=4,
+        block_size=1 << 18,
+        reflink="never",
+        progress=lambda *done: told.append(done),
+    )
+    done = [moved for moved, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == result.bytes == sum(sizes.values()) + (17 << 20)
+    assert len(done) >= 5  # of 20 blocks, at most 4 are in flight at once
