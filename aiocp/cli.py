@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Result = CopyResult | TreeResult
 
 _OPEN_FILES = 16_384
+_COMPLETE = "_AIOCP_COMPLETE"  # set by the shell functions that --install-completion installs
 
 
 class Exit(IntEnum):
@@ -186,7 +187,7 @@ def _parse(argv: list[str]) -> Options | int:
     """The options, or the exit status of --help and --version. Raises UsageError."""
     given = rewrite(argv)
     options = read(given)
-    if options is not None:
+    if options is not None and _COMPLETE not in os.environ:
         return options
     from aiocp.usage import explain
 

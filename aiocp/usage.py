@@ -1,4 +1,4 @@
-"""What typer is for: --help, --version, and what is wrong with a command line."""
+"""What typer is for: --help, --version, completion, and what is wrong with a command line."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -19,9 +19,9 @@ _Refused: Any = typer.BadParameter.__base__  # click's UsageError, wherever this
 def explain(given: list[str]) -> Options | int:
     """Answer rewritten arguments: the exit status of --help or --version, else the options.
 
-    Raises UsageError.
+    Raises UsageError; SystemExit where a shell asks for completions.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(pretty_exceptions_enable=False)
     app.command("aiocp", epilog=EPILOG, no_args_is_help=False)(_command())
     command = typer.main.get_command(app)
     try:

@@ -189,6 +189,34 @@ def test_sigusr1_asks_how_far_it_is(tmp_path: Path, shown: str) -> None:
     assert (tmp_path / "copy").read_bytes() == bytes(5000)
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("aiocp --re", ["--recursive", "--remove-destination", "--reflink"]),
+        ("aiocp -r --spa", ["--sparse"]),
+        ("aiocp some", []),
+    ],
+)
+def test_bash_completes_options(words: str, completed: list[str]) -> None:
+    """And leaves the names of files to itself."""
+    env = {
+        "_AIOCP_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    done = subprocess.run(COMMAND, capture_output=True, text=True, env={**os.environ, **env})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == completed
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_there_to_be_installed(shell: str) -> None:
+    env = {**os.environ, "_AIOCP_COMPLETE": f"source_{shell}"}
+    done = subprocess.run(COMMAND, capture_output=True, text=True, env=env)
+    assert done.returncode == 0
+    assert "_AIOCP_COMPLETE=complete_" in done.stdout
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
