@@ -91,6 +91,7 @@ def test_the_wheel_is_abi3_and_carries_both_extensions_and_libaio(wheel: Path) -
     names = zipfile.ZipFile(wheel).namelist()
     assert {"aiocp/_libaio.abi3.so", "aiocp/_linux.abi3.so", "aiocp/py.typed"} <= set(names)
     assert [name for name in names if name.startswith("aiocp.libs/libaio-")]
+    assert [name for name in names if name.endswith(".data/data/share/man/man1/aiocp.1")]
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
 
