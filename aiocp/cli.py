@@ -164,7 +164,7 @@ def _show(asked: bool | None) -> type[Progress]:
 def _described(result: "Result") -> Iterator[str]:
     how = (
         f"{result.peak_in_flight} of {result.depth} in flight,"
-        f" {'synced' if result.synced else 'not synced'}"
+        f" {'synced' if result.synced else 'not synced'}{', verified' * result.verified}"
     )
     if isinstance(result, CopyResult):
         holes = f", {result.holes:,} of them holes," if result.holes else ""

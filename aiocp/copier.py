@@ -46,10 +46,11 @@ Work = tuple[Context, engine.Transfer, int]
 T = TypeVar("T")
 Steps = Generator[Work, None, T]
 
-# By measurement (scripts/bench --sweep, 1 GiB, ext4 on a virtio disk, MiB/s of the whole command):
-# blocks of 1M at depth 1, 4, 16, 64, 256 gave 393, 570, 679, 687, 488; at depth 64 blocks of 64K,
-# 256K, 1M, 4M gave 520, 530, 687, 502. Flat from 16 MiB in flight on, and falling beyond 64 MiB:
-# touching the buffers for the first time costs more there than their number gains.
+# By measurement (scripts/bench --sweep, 2 GiB, ext4 and XFS on loop devices, MiB/s of the whole
+# command): blocks of 1M at depth 1, 4, 16, 64, 256 gave 684, 1584, 1555, 1373, 1577 on ext4, and
+# 740, 1782, 1581, 1438, 1444 on XFS; at depth 64 blocks of 64K, 256K, 1M, 4M gave 1300, 1303, 1373,
+# 1589, and 1337, 1458, 1438, 1435. Flat from 4 MiB in flight on there, from 16 MiB on a slower
+# disk; with 5 ms of latency it grows with the depth up to 64 and beyond.
 DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
 BLOCK_SIZE_UNIT = 4096

@@ -181,6 +181,14 @@ def test_a_tree_of_everything(tmp_path: Path) -> None:
     assert subprocess.call(["diff", "-r", tree, copy]) == 0
 
 
+def test_debug_says_it(tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(CONTENT)
+    done = command("--verify", "--debug", tmp_path / "source", tmp_path / "copy")
+    assert " in flight, synced, verified" in done.stdout
+    done = command("--debug", tmp_path / "source", tmp_path / "copy")
+    assert "verified" not in done.stdout
+
+
 def test_what_cannot_be_read_back_is_refused(tmp_path: Path) -> None:
     """A pipe, and what is not on the disk."""
     (tmp_path / "source").write_bytes(CONTENT)
