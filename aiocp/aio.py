@@ -9,18 +9,17 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ECANCELED
-from functools import partial
 from weakref import WeakKeyDictionary, finalize
 
-from aiocp import copier
 from aiocp.backup import NONE, SUFFIX
 from aiocp.context import Context
 from aiocp.copier import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_DEPTH,
+    Copier,
     CopyResult,
     Progress,
     Steps,
@@ -31,7 +30,7 @@ from aiocp.copier import (
 )
 from aiocp.direct import Direct
 from aiocp.engine import Engine, Transfer
-from aiocp.errors import Cancel, fail
+from aiocp.errors import fail
 from aiocp.extents import Sparse
 from aiocp.reflink import Reflink
 
@@ -69,33 +68,6 @@ async def copy_file(
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
     what was there before still is, unless written in place.
     """
-    attributes = frozenset([preserve] if isinstance(preserve, str) else preserve)
-    source, destination, names = paths(src, dst, into_directory)
-    if _is_stream(source) or _is_stream(destination):
-        return await _in_thread(
-            partial(
-                copier.copy_file,
-                src,
-                dst,
-                depth=depth,
-                block_size=block_size,
-                direct=direct,
-                sparse=sparse,
-                reflink=reflink,
-                sync=sync,
-                verify=verify,
-                in_place=in_place,
-                allow_changed=allow_changed,
-                force=force,
-                preserve=attributes,
-                remove_destination=remove_destination,
-                backup=backup,
-                suffix=suffix,
-                attributes_only=attributes_only,
-                into_directory=into_directory,
-            ),
-            progress,
-        )
     how = prepare(
         depth=depth,
         block_size=block_size,
@@ -107,7 +79,7 @@ async def copy_file(
         in_place=in_place,
         allow_changed=allow_changed,
         force=force,
-        preserve=attributes,
+        preserve=preserve,
         remove_destination=remove_destination,
         backup=backup,
         suffix=suffix,
@@ -115,7 +87,10 @@ async def copy_file(
         progress=progress,
         cancel=None,
     )
+    source, destination, names = paths(src, dst, into_directory)
     try:
+        if _is_stream(source) or _is_stream(destination):
+            return await _in_thread(how, source, destination, names)
         with _driver(depth, block_size) as driver:
             steps = how._replace(shared=driver.context).steps(source, destination, names)
             return await driver.drive(steps, progress)
@@ -133,16 +108,18 @@ def _is_stream(path: bytes) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
-async def _in_thread(copy: Callable[..., CopyResult], progress: Progress | None) -> CopyResult:
+async def _in_thread(
+    how: Copier, source: bytes, destination: bytes, names: tuple[str, str]
+) -> CopyResult:
     loop, stop = asyncio.get_running_loop(), threading.Event()
+    told = how.progress
 
     def tell(done: int, total: int) -> None:
-        assert progress is not None
-        loop.call_soon_threadsafe(progress, done, total)
+        if told is not None:
+            loop.call_soon_threadsafe(told, done, total)
 
-    cancel: Cancel = stop
     copying = loop.run_in_executor(
-        None, partial(copy, progress=None if progress is None else tell, cancel=cancel)
+        None, how._replace(progress=tell, cancel=stop).copy, source, destination, names
     )
     try:
         return await asyncio.shield(copying)

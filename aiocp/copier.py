@@ -28,7 +28,6 @@ from aiocp.source import SMALL, Source
 from aiocp.transfer import (
     DirectorySync,
     FileTransfer,
-    assert_durable,
     sync_before_name,
     sync_directory,
     what_stopped,
@@ -628,10 +627,7 @@ class Copier(NamedTuple):
         sync = DirectorySync(place.directory.fileno())
         yield context, sync, 0
         try:
-            if sync.failed:
-                raise what_stopped(sync)
-            with operation("sync"):
-                assert_durable(sync.write_fd)
+            sync.assert_done()
         except OSError as error:
             error.strerror = f"its name is not durable: {error.strerror}"
             raise
@@ -670,14 +666,8 @@ class Copier(NamedTuple):
             transfer.leave_zeroes_out(0)
             data = _data(transfer, context)
         block = context.memory(0, context.block_size)
-        digests = transfer.digests
-        saw = None if digests is None else digests.feed
-        for done in stream.copy(transfer.read_fd, transfer.write_fd, block, self.cancel, data, saw):
-            transfer.size = transfer.bytes_read = done
-            transfer.bytes_written = done - transfer.holes
+        for done in transfer.copy_stream(block, self.cancel, data):
             self._report(done, total)
-        if digests is not None:
-            digests.end()
 
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 from aiocp.copier import StrPath, copy_file
 from aiocp.metadata import DEFAULT_MODE, WHERE_POSSIBLE
-from aiocp.place import open_directory
-from aiocp.transfer import sync_directory
+from aiocp.transfer import sync_parent
 from aiocp.tree_copier import copy_tree
 
 __all__ = ["Error", "SameFileError", "SpecialFileError", "copy", "copy2", "copyfile", "copytree"]
@@ -96,13 +95,7 @@ def _copy_link(src: StrPath, dst: StrPath, preserve: frozenset[str], sync: bool)
     if preserve == _STAT:
         shutil.copystat(src, dst, follow_symlinks=False)
     if sync:
-        _sync_parent(os.fsencode(dst))
-
-
-def _sync_parent(path: bytes) -> None:
-    directory, readable = open_directory(os.path.dirname(path))
-    with directory:
-        sync_directory(directory, readable)
+        sync_parent(os.fsencode(dst))
 
 
 def copytree(
@@ -221,4 +214,4 @@ def _make_parents(path: bytes, sync: bool) -> None:
     _make_parents(parent, sync)
     os.mkdir(parent)
     if sync:
-        _sync_parent(parent)
+        sync_parent(parent)

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from errno import EINVAL, EIO, EROFS
 from typing import TYPE_CHECKING
 
-from aiocp import direct, engine, extents, reflink
+from aiocp import direct, engine, extents, reflink, stream
 from aiocp.destination import Destination
-from aiocp.errors import fail, operation
+from aiocp.errors import Cancel, fail, operation
 from aiocp.linux import File, sync_filesystem
+from aiocp.place import open_directory
 from aiocp.source import Source, shrank
 
 if TYPE_CHECKING:
@@ -102,6 +103,18 @@ class FileTransfer(engine.Transfer):
     def is_cached(self, offset: int, length: int) -> bool:
         return self.source.is_cached(offset, length)
 
+    def copy_stream(
+        self, block: memoryview, cancel: Cancel | None, data: stream.Data | None = None
+    ) -> Iterator[int]:
+        """Copy what has no offsets, as stream.copy() does; yield the bytes done so far."""
+        saw = None if self.digests is None else self.digests.feed
+        for done in stream.copy(self.read_fd, self.write_fd, block, cancel, data, saw):
+            self.size = self.bytes_read = done
+            self.bytes_written = done - self.holes
+            yield done
+        if self.digests is not None:
+            self.digests.end()
+
     def record(self, digests: "Digests") -> None:
         """Have the digest of each block that is read kept there."""
         self.digests, self.looks = digests, True
@@ -143,6 +156,13 @@ class DirectorySync(engine.Transfer):
         super().__init__()
         self.write_fd = fd
 
+    def assert_done(self) -> None:
+        """Raise OSError unless the directory is on the disk."""
+        if self.failed:
+            raise what_stopped(self)
+        with operation("sync"):
+            assert_durable(self.write_fd)
+
 
 def assert_durable(fd: int) -> None:
     """Look at a directory after its sync, for an error that the sync did not tell.
@@ -173,6 +193,14 @@ def sync_directory(directory: File, readable: bool, fd: int | None = None) -> No
             os.sync()
         else:
             sync_filesystem(fd)
+
+
+def sync_parent(path: bytes, fd: int | None = None) -> None:
+    """Have the name at the end of a path on the disk: sync_directory() of the one it is in."""
+    with operation("its name is not durable: sync"):
+        directory, readable = open_directory(os.path.dirname(path))
+        with directory:
+            sync_directory(directory, readable, fd)
 
 
 def what_stopped(transfer: engine.Transfer) -> OSError:

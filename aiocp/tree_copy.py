@@ -33,13 +33,12 @@ from aiocp.linux import File, dirty_bytes, has_syncfs
 from aiocp.nodes import link_node
 from aiocp.opening import Opening
 from aiocp.outcome import Outcome
-from aiocp.place import open_directory
 from aiocp.placing import Placing, Written
 from aiocp.source import SMALL, Source
 from aiocp.target import Target, TargetSync, make_directory
 from aiocp.transfer import (
-    assert_durable,
     sync_directory,
+    sync_parent,
     what_stopped,
 )
 from aiocp.tree import Directory, Enter, Entry, Step, walk
@@ -151,10 +150,11 @@ class TreeCopy:
     def _sync_parent(self) -> None:
         """Have the root's own name on the disk."""
         root = self.names[1].rstrip(b"/")
-        with operation("its name is not durable: sync"):
-            parent, readable = open_directory(os.path.dirname(root))
-            with parent, File.open(root or b"/", os.O_RDONLY | os.O_DIRECTORY) as file:
-                sync_directory(parent, readable, file.fileno())
+        with (
+            operation("its name is not durable: sync"),
+            File.open(root or b"/", os.O_RDONLY | os.O_DIRECTORY) as file,
+        ):
+            sync_parent(root, file.fileno())
 
     @property
     def syncs(self) -> int:
@@ -425,10 +425,7 @@ class TreeCopy:
         else:
             assert isinstance(transfer, TargetSync)
             try:
-                if transfer.failed:
-                    raise what_stopped(transfer)
-                with operation("sync"):
-                    assert_durable(transfer.write_fd)
+                transfer.assert_done()
             except OSError as error:
                 self._failed(transfer.target.directory.path, error)
             self._arrived(self._settle(transfer.target))

@@ -4,7 +4,6 @@ import os
 import stat
 from contextlib import suppress
 
-from aiocp import stream
 from aiocp.destination import Destination
 from aiocp.engine import Sync
 from aiocp.errors import Cancel, operation
@@ -111,21 +110,18 @@ def begin(
             place.directory.close()
         raise
     transfer = TreeFile(target, name, source, destination, how.file_sync, how.allow_changed, place)
-    digests = None
     try:
         if how.verify:
             from aiocp.verify import Digests
 
-            transfer.record(digests := Digests(how.block_size))
+            transfer.record(Digests(how.block_size))
         if how.attributes_only or transfer.clone(how.reflink, refused):
             pass
         elif source.size is None:
             transfer.streamed = True
-            saw = None if digests is None else digests.feed
-            for size in stream.copy(source.fd, destination.fd, block, cancel, saw=saw):
-                transfer.bytes_read = transfer.bytes_written = size
-            if digests is not None:
-                digests.end()
+            for _ in transfer.copy_stream(block, cancel):
+                pass
+            size = transfer.size
         else:
             transfer.lay_out(how.sparse, reserve=not source.small)
     except BaseException:

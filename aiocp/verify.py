@@ -87,11 +87,19 @@ class Digests:
             yield done, size - done
 
 
-class Reading(engine.Transfer):
-    """The blocks of a source that were not read to be copied, as they are shared."""
+class _Reads(engine.Transfer):
+    """Blocks that are read to be looked at."""
 
     looks = True
     sync = engine.Sync.NONE
+
+    def undirect(self, step: engine.Step) -> None:
+        super().undirect(step)
+        direct.switch_off(self.read_fd)
+
+
+class Reading(_Reads):
+    """The blocks of a source that were not read to be copied, as they are shared."""
 
     def __init__(self, source: "Source", digests: Digests) -> None:
         super().__init__()
@@ -103,16 +111,9 @@ class Reading(engine.Transfer):
     def saw(self, offset: int, block: memoryview) -> None:
         self._digests.add(offset, block)
 
-    def undirect(self, step: engine.Step) -> None:
-        super().undirect(step)
-        direct.switch_off(self.read_fd)
 
-
-class Verification(engine.Transfer):
+class Verification(_Reads):
     """The blocks of a copy that is synced, read back. `close` when it has ended."""
-
-    looks = True
-    sync = engine.Sync.NONE
 
     def __init__(
         self, destination: "Destination", digests: Digests, size: int, block_size: int
@@ -171,10 +172,6 @@ class Verification(engine.Transfer):
                 raise _mismatch(f"there is data where the source has a hole, at offset {offset}")
         elif xxhash.xxh3_128_digest(block) != expected:
             raise _mismatch(f"{len(block)} bytes at offset {offset} are not what was read")
-
-    def undirect(self, step: engine.Step) -> None:
-        super().undirect(step)
-        direct.switch_off(self.read_fd)
 
     def why(self) -> OSError | None:
         """Why it has failed, None if it has not."""
