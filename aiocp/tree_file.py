@@ -9,7 +9,7 @@ from aiocp.engine import Sync
 from aiocp.errors import Cancel, operation
 from aiocp.hard_links import Identity
 from aiocp.place import Place
-from aiocp.source import Source
+from aiocp.source import SMALL, Source
 from aiocp.target import Target
 from aiocp.transfer import FileTransfer, sync_before_name
 from aiocp.tree_options import TreeOptions
@@ -129,8 +129,7 @@ def begin(
         raise
     if destination.in_place and transfer.sync is not Sync.NONE:
         transfer.sync = sync_before_name(how.preserve, in_place=True)
-    # few bytes of it are not on the disk yet
-    light = source.small or transfer.cloned or how.attributes_only or transfer.streamed
+    light = size <= SMALL or transfer.cloned  # few bytes of it are not on the disk yet
     if target.together and light and not (destination.in_place or place or how.verify):
         transfer.sync, transfer.waits = Sync.NONE, True
     transfer.size = size
