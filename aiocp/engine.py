@@ -4,6 +4,7 @@
     complete  a whole read becomes the write of its block, a whole write frees its slot
     holes     of a block whose zeroes are to be holes the rest is written, a stretch after the other
     sync      a transfer whose last block is down takes one slot for its sync, and is finished
+    mark      one that is to be resumed is also synced on its way, among its blocks
 
 A slot goes FREE -> READING -> WRITING -> FREE for a block, FREE -> SYNCING -> FREE for a sync. The
 engine never waits: `start` begins what can be begun, `complete` takes what has ended, and whoever
@@ -59,6 +60,7 @@ class Step(IntEnum):
     READING = 1
     WRITING = 2
     SYNCING = 3
+    MARKING = 4
 
 
 class Failure(NamedTuple):
@@ -76,13 +78,14 @@ class Transfer:
     the end of its block is `padding(length)`. Buffered writes are exact. With a `hole_unit`, a
     multiple of the alignment, what is all zeroes in units of so many bytes is not written. With a
     `cached_fd`, which is not direct, blocks that are in memory are read from there. What `looks` is
-    shown each block that was read. A transfer without extents is only synced, e.g. a directory, one
+    shown each block that was read. A transfer that sets `due` is synced on its way, and told by
+    `mark` up to where it is on the disk. One without extents is only synced, e.g. a directory, one
     without a `write_fd` only read.
     """
 
     read_fd = write_fd = cached_fd = -1
     read_direct = write_direct = False
-    looks = False
+    looks = due = False
     alignment = 1
     hole_unit = 0
     sync = Sync.FDATASYNC
@@ -95,6 +98,7 @@ class Transfer:
         self.bytes_cached = 0  # of those read, by way of `cached_fd`
         self.bytes_written = 0
         self.holes = 0  # bytes that were not written, to be holes
+        self.resumed = 0  # bytes that were there before
         self.synced = False
         self.in_flight = 0  # slots that this transfer holds
 
@@ -102,12 +106,20 @@ class Transfer:
     def failed(self) -> bool:
         return self.failure is not None or self.error is not None
 
+    @property
+    def moved(self) -> int:
+        """How many bytes are where they belong."""
+        return self.resumed + self.bytes_written + self.holes
+
     def is_cached(self, offset: int, length: int) -> bool:
         """Whether a block is to be read by way of `cached_fd`."""
         return False
 
     def saw(self, offset: int, block: memoryview) -> None:
         """Take note of a block that was read; an OSError fails the transfer."""
+
+    def mark(self, offset: int) -> None:
+        """Take note that all before `offset` is on the disk, of a transfer whose extents ascend."""
 
     def padding(self, offset: int, length: int) -> bytes:
         """What to write past the end of the source, from `offset`, to fill `length` bytes."""
@@ -148,6 +160,7 @@ class Engine:
         self._added: deque[Transfer] = deque()
         self._current: Transfer | None = None
         self._blocks: Iterator[Extent] = iter(())
+        self._begun = 0  # of the current transfer all blocks before here
         self._free = list(range(depth - 1, -1, -1))
         self._used = 0  # slots that have been in use: the first ones, as the last freed goes first
         self._step = [Step.FREE] * depth
@@ -221,6 +234,9 @@ class Engine:
                 return False
             self._current = transfer
             self._blocks = blocks(transfer.extents, self._context.block_size)
+        if transfer.due and not transfer.failed:
+            self._begin_mark(transfer)
+            return True
         block = None
         if not transfer.failed:
             try:
@@ -234,6 +250,7 @@ class Engine:
             return True
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
+        self._begun = block[0] + block[1]
         self._cached[slot] = self._copies = transfer.cached_fd >= 0 and transfer.is_cached(*block)
         self._begin(slot, Step.READING, 0, block[1])
         if slot == self._used:  # its memory was made for this: let the disk begin meanwhile
@@ -301,6 +318,16 @@ class Engine:
             self._context.prep_fsync(slot, transfer.write_fd)
         else:
             self._context.prep_fdsync(slot, transfer.write_fd)
+
+    def _begin_mark(self, transfer: Transfer) -> None:
+        """Sync what of the current transfer is down, while its other blocks are in flight."""
+        holders = enumerate(self._transfer)
+        in_flight = [self._offset[slot] for slot, holder in holders if holder is transfer]
+        transfer.due = False
+        slot = self._take(transfer)
+        self._offset[slot] = min(in_flight, default=self._begun)
+        self._step[slot] = Step.MARKING
+        self._context.prep_fdsync(slot, transfer.write_fd)
 
     def _read_done(self, slot: int, res: int) -> None:
         transfer = self._transfer[slot]
@@ -378,7 +405,10 @@ class Engine:
         transfer = self._transfer[slot]
         assert transfer is not None
         if res < 0:
-            transfer.failure = transfer.failure or Failure(Step.SYNCING, -res, 0)
+            if not transfer.failed:
+                transfer.failure = Failure(Step.SYNCING, -res, 0)
+        elif self._step[slot] is Step.MARKING:
+            transfer.mark(self._offset[slot])
         else:
             transfer.synced = True
         self._step[slot] = Step.FREE

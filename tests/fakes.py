@@ -92,6 +92,7 @@ class ScriptedContext:
         self.block_size = block_size
         self.script = script or Script()
         self.files: list[File] = []
+        self.marked: set[int] = set()  # descriptors that are also synced on the way
         self.log: list[Operation] = []  # what completed, in that order
         self.peak = 0
         self.before_reap: Callable[[], None] = lambda: None
@@ -185,7 +186,8 @@ class ScriptedContext:
 
     def _prep_sync(self, operation: Operation) -> None:
         self._assert_idle(operation.slot)
-        assert operation.fd not in [held.fd for held in self.held], "a sync before the last write"
+        early = operation.fd in [held.fd for held in self.held]
+        assert not early or operation.fd in self.marked, "a sync before the last write"
         self._queued.append(operation)
 
     def _submit(self, operation: Operation) -> None:
@@ -249,7 +251,7 @@ class FileTransfer(Transfer):
 
     A destination is cut to the source's size by `written`, as a file is, unless it is a `device`.
     `always`: a refusal of direct I/O is an error. Blocks of which some is said to be `in_memory`
-    are read from there.
+    are read from there. One that `marks` is due to be synced on its way after each write.
     """
 
     def __init__(
@@ -263,12 +265,16 @@ class FileTransfer(Transfer):
         device: bool = False,
         always: bool = False,
         in_memory: Iterable[Extent] = (),
+        marks: bool = False,
     ) -> None:
         super().__init__()
         self.context, self.source, self.destination = context, source, destination
         self.device, self.always, self.sync = device, always, sync
         self.read_fd, self.write_fd = context.open(source), context.open(destination)
         self.read_direct, self.write_direct = source.direct, destination.direct
+        self.marks, self.marked = marks, [0]
+        if marks:
+            context.marked.add(self.write_fd)
         self.in_memory = list(in_memory)
         if self.in_memory:
             cache = File()
@@ -328,7 +334,21 @@ class FileTransfer(Transfer):
         ]
         if self.failed:
             return len(self.held)
-        return len(self._left) or (self.sync is not Sync.NONE)
+        marks = [operation for operation in self.held if operation.step is Step.SYNCING]
+        return len(self._left) + len(marks) or (self.sync is not Sync.NONE)
+
+    def wrote(self) -> None:
+        self.due = self.marks
+
+    def mark(self, offset: int) -> None:
+        """All that is to be before `offset` was there when the sync that this is of began."""
+        assert self.destination.expected is not None
+        _, synced = self.destination.synced[-1]
+        for start, stop in self.blocks:
+            end = max(start, min(stop, offset))
+            assert synced[start:end] == self.destination.expected[start:end], "not on the disk"
+        assert offset >= self.marked[-1]
+        self.marked.append(offset)
 
     def raises(self, error: OSError) -> OSError:
         """Remember an error that this transfer itself is about to raise."""
@@ -354,7 +374,7 @@ class FileTransfer(Transfer):
     def written(self) -> None:
         self.events.append("written")
         assert not self.held, "written() while blocks are in flight"
-        assert not self.destination.synced, "written() after the sync"
+        assert len(self.destination.synced) == len(self.marked) - 1, "written() after the sync"
         if not self.device:
             data = self.destination.data
             data[self.size :] = bytes(max(0, self.size - len(data)))
@@ -451,7 +471,8 @@ def assert_whole(transfer: FileTransfer) -> None:
     assert (transfer.failure, transfer.error) == (None, None)
     assert transfer.expected == transfer.destination.data
     synced = [] if transfer.sync is Sync.NONE else [(transfer.sync, transfer.expected)]
-    assert synced == transfer.destination.synced
+    marks = len(transfer.marked) - 1
+    assert synced == transfer.destination.synced[marks:]
     assert bool(synced) == transfer.synced
     assert transfer.events.count("written") == 1
     total = sum(length for _, length in transfer.extents)
@@ -463,10 +484,11 @@ def assert_failed(transfer: FileTransfer) -> None:
     """It failed, for one reason, and does not look like a success in any way."""
     assert (transfer.failure is None) != (transfer.error is None)
     assert not transfer.synced
-    assert transfer.destination.synced == []
+    assert len(transfer.destination.synced) == len(transfer.marked) - 1
     assert 0 <= transfer.bytes_written <= transfer.bytes_read <= transfer.size
-    syncs = [operation for operation in transfer.log if operation.step is Step.SYNCING]
-    assert len(syncs) == (transfer.failure is not None and transfer.failure.step is Step.SYNCING)
+    syncs = [o for o in transfer.log if o.step is Step.SYNCING and o.res < 0]
+    stopped_it = transfer.failure is not None and transfer.failure.step is Step.SYNCING
+    assert transfer.marks or len(syncs) == stopped_it
 
 
 def assert_written_once(transfer: FileTransfer) -> None:

@@ -204,6 +204,7 @@ class World:
             device=len(destination.data) > size,
             always=self.rarely(),
             in_memory=self.extents(size, 1) or [] if source.direct and pick(2) else [],
+            marks=not pick(3),
         )
         transfer.extents_fail, transfer.written_fails = self.rarely(), self.rarely()
         if transfer.extents_fail:
