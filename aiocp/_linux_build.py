@@ -16,6 +16,9 @@ ffibuilder.cdef(
     int file_open(struct aiocp_file *f, int dir_fd, const char *path, int flags, unsigned mode);
     int file_open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
                         unsigned mode);
+    int file_open_kept(struct aiocp_file *f, int dir_fd, const char *name, int flags);
+    int file_keep(struct aiocp_file *f, int dir_fd, const char *name);
+    void file_unkeep(struct aiocp_file *f);
     int file_link(struct aiocp_file *f, int dir_fd, const char *name);
     int file_replace(struct aiocp_file *f, int dir_fd, const char *temporary, const char *name);
     int file_flush(struct aiocp_file *f);
@@ -50,10 +53,11 @@ ffibuilder.set_source(
     #include <sys/vfs.h>
     #include <sys/wait.h>
 
-    /* An open file and, while `named`, the temporary name that goes when it goes. The directory of
-       that name is the file's own descriptor, so no other object has to live as long. */
+    /* An open file and, while `named`, the temporary name that goes when it goes, unless it is
+       `kept`. The directory of that name is the file's own descriptor, so no other object has to
+       live as long. */
     struct aiocp_file {
-        int fd, named, dir_fd;
+        int fd, named, kept, dir_fd;
         pid_t pid;
         char name[256];
     };
@@ -75,17 +79,40 @@ ffibuilder.set_source(
         return f->fd < 0 ? -errno : 0;
     }
 
-    static int file_open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
-                               unsigned mode)
+    /* Get ready to have a temporary name. */
+    static int may_name(struct aiocp_file *f, int dir_fd, const char *name)
     {
-        int r;
         if (strlen(name) >= sizeof f->name)
             return -ENAMETOOLONG;
         if (f->dir_fd < 0 && (f->dir_fd = fcntl(dir_fd, F_DUPFD_CLOEXEC, 0)) < 0)
             return -errno;
-        strcpy(f->name, name);
-        r = file_open(f, dir_fd, name, flags | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
-        f->named = r == 0;
+        return 0;
+    }
+
+    static int open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
+                          unsigned mode)
+    {
+        int r = may_name(f, dir_fd, name);
+        if (r == 0)
+            r = file_open(f, dir_fd, name, flags | O_NOFOLLOW, mode);
+        if (r == 0) {
+            strcpy(f->name, name);
+            f->named = 1;
+        }
+        return r;
+    }
+
+    static int file_open_named(struct aiocp_file *f, int dir_fd, const char *name, int flags,
+                               unsigned mode)
+    {
+        return open_named(f, dir_fd, name, flags | O_CREAT | O_EXCL, mode);
+    }
+
+    /* Open a file whose name was kept. */
+    static int file_open_kept(struct aiocp_file *f, int dir_fd, const char *name, int flags)
+    {
+        int r = open_named(f, dir_fd, name, flags, 0);
+        f->kept = r == 0;
         return r;
     }
 
@@ -100,14 +127,14 @@ ffibuilder.set_source(
     {
         if (syscall(SYS_renameat2, f->dir_fd, f->name, dir_fd, name, flags) < 0)
             return -errno;
-        f->named = 0;
+        f->named = f->kept = 0;
         return 0;
     }
 
     static int file_unname(struct aiocp_file *f)
     {
         int r = f->named ? unlinkat(f->dir_fd, f->name, 0) : 0;
-        f->named = 0;
+        f->named = f->kept = 0;
         return r < 0 ? -errno : 0;
     }
 
@@ -124,6 +151,24 @@ ffibuilder.set_source(
         if (linkat(f->dir_fd, f->name, dir_fd, name, 0) < 0)
             return -errno;
         return file_unname(f);
+    }
+
+    /* Give the file a name that is not taken yet, and that stays until the file gets its own. */
+    static int file_keep(struct aiocp_file *f, int dir_fd, const char *name)
+    {
+        int r = may_name(f, dir_fd, name);
+        if (r == 0)
+            r = file_link(f, dir_fd, name);
+        if (r == 0) {
+            strcpy(f->name, name);
+            f->named = f->kept = 1;
+        }
+        return r;
+    }
+
+    static void file_unkeep(struct aiocp_file *f)
+    {
+        f->kept = 0;
     }
 
     /* What takes a name: the open file `fd`; without one a link to `text`, without that a node. */
@@ -215,7 +260,7 @@ ffibuilder.set_source(
     /* Close, keeping nothing: after any error of close(2) the descriptor is gone on Linux. */
     static int file_close(struct aiocp_file *f)
     {
-        int unnamed = file_unname(f), r = close_fd(&f->fd);
+        int unnamed = f->kept ? 0 : file_unname(f), r = close_fd(&f->fd);
         close_fd(&f->dir_fd);
         return r < 0 ? r : unnamed;
     }

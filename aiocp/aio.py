@@ -48,6 +48,7 @@ async def copy_file(
     reflink: Reflink = "auto",
     sync: bool = True,
     verify: bool = False,
+    resume: bool = False,
     in_place: bool = False,
     allow_changed: bool = False,
     force: bool = False,
@@ -76,6 +77,7 @@ async def copy_file(
         reflink=reflink,
         sync=sync,
         verify=verify,
+        resume=resume,
         in_place=in_place,
         allow_changed=allow_changed,
         force=force,
@@ -147,7 +149,7 @@ class _Waiting:
 
     def report(self, transfer: Transfer) -> None:
         """Tell how far it is, if it has moved; what that raises stops it."""
-        done = transfer.bytes_written + transfer.holes
+        done = transfer.moved
         if self.progress is None or done == self.reported or self.raised is not None:
             return
         self.reported = done

@@ -82,7 +82,7 @@ def _copy(options: Options) -> int:
         cancel=signals,
         ask=said.ask,
         warn=said.warn,
-        on_entry=said.entry if options.verbose or options.debug else None,
+        on_entry=said.entry if options.verbose or options.debug or options.resume else None,
         on_error=said.error,
     )
     copy = Operands(how).copy
@@ -111,6 +111,7 @@ class _Said:
     def __init__(self, options: Options) -> None:
         self.status = Exit.DONE
         self._debug, self._json = options.debug, options.as_json
+        self._verbose = options.verbose or options.debug
         self._out = sys.stderr if options.as_json else sys.stdout
 
     def ask(self, path: str) -> bool:
@@ -133,6 +134,11 @@ class _Said:
     def entry(self, outcome: Outcome) -> None:
         """What cp -v says of a file, and with --debug how it was copied."""
         source, destination = quoted(outcome.source), quoted(outcome.destination)
+        for note in outcome.notes:
+            if note.startswith("resume: "):
+                self.warn(f"{destination}: {note}")
+        if not self._verbose:
+            return
         if outcome.method == "skipped":
             if self._debug:
                 print(f"skipped {destination}", file=self._out)

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from errno import EINVAL, EISDIR
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
@@ -17,7 +18,16 @@ from aiocp import direct, engine, extents, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
 from aiocp.context import MAX_DEPTH, Context
 from aiocp.destination import Destination
-from aiocp.errors import Cancel, Cancelled, VerificationFailed, fail, look, operation, same_file
+from aiocp.errors import (
+    Cancel,
+    Cancelled,
+    VerificationFailed,
+    add_words,
+    fail,
+    look,
+    operation,
+    same_file,
+)
 from aiocp.existing import Relation, relation, same_entry
 from aiocp.extents import Sparse
 from aiocp.metadata import attributes
@@ -34,6 +44,7 @@ from aiocp.transfer import (
 )
 
 if TYPE_CHECKING:
+    from aiocp.partial import Partial
     from aiocp.verify import Verification
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -65,7 +76,8 @@ class CopyResult(NamedTuple):
     (preadv and pwritev), "stream" (read and write), or "reflink": none was carried, the copy shares
     the source's blocks; "attributes", "hard-link" or "symbolic-link" where that was all there was
     to do. `holes` are bytes that were not written because the copy has holes there: with
-    `bytes_written` they are `size`. `backup` is the name of the backup, None without one, and
+    `bytes_written`, and the bytes that were `resumed`, there from an earlier copy, they are `size`.
+    `backup` is the name of the backup, None without one, and
     `removed` tells that what was there is gone and has left nothing to the new file. `notes` says
     what could not be had as asked, and why.
     """
@@ -77,6 +89,7 @@ class CopyResult(NamedTuple):
     bytes_cached: int
     bytes_written: int
     holes: int
+    resumed: int
     method: str
     depth: int
     peak_in_flight: int
@@ -104,6 +117,7 @@ def copy_file(
     reflink: Reflink = "auto",
     sync: bool = True,
     verify: bool = False,
+    resume: bool = False,
     in_place: bool = False,
     allow_changed: bool = False,
     force: bool = False,
@@ -133,6 +147,10 @@ def copy_file(
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
         verify: read the copy back from the disk before it gets its name, and see that each block is
             what was read of the source.
+        resume: go on with what an earlier copy that was to be resumed has left when it was stopped,
+            killed or cut off, if the source (inode, size, mtime, ctime) is what it was; leave such
+            a thing when this one is: next to `dst`, under a hidden name, with a journal. Not for
+            what is written in place or cannot be read twice.
         in_place: write into an existing file instead of replacing it by a new one.
         allow_changed: accept a source whose size, mtime or ctime changed while it was copied; what
             it grew by is not copied. A source that shrank is always an error.
@@ -164,7 +182,8 @@ def copy_file(
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
         ValueError: depth, block_size, preserve, backup, suffix or link out of range, or
-            `reflink="always"` with another `sparse` than "auto", `verify` without `sync`.
+            `reflink="always"` with another `sparse` than "auto", `verify` or `resume` without
+            `sync`, `resume` with `in_place`.
     """
     copier = prepare(
         depth=depth,
@@ -174,6 +193,7 @@ def copy_file(
         reflink=reflink,
         sync=sync,
         verify=verify,
+        resume=resume,
         in_place=in_place,
         allow_changed=allow_changed,
         force=force,
@@ -213,6 +233,7 @@ def prepare(
     reflink: Reflink,
     sync: bool,
     verify: bool,
+    resume: bool,
     in_place: bool,
     allow_changed: bool,
     force: bool,
@@ -229,6 +250,7 @@ def prepare(
     check_block_size(block_size)
     check_when("direct", direct)
     check_verify(verify, sync)
+    check_resume(resume, sync, in_place)
     return Copier(
         depth,
         block_size,
@@ -237,6 +259,7 @@ def prepare(
         which_reflink(reflink, sparse),
         sync,
         verify,
+        resume,
         in_place,
         allow_changed,
         force,
@@ -281,6 +304,20 @@ def check_verify(verify: bool, sync: bool) -> None:
             raise ValueError("verify reads what is on the disk: it goes with sync")
 
 
+def check_resume(resume: bool, sync: bool, in_place: bool) -> None:
+    """Raise ValueError where nothing could be gone on with.
+
+    What it takes is loaded now, while no file is open.
+    """
+    if resume:
+        import aiocp.partial  # noqa: F401
+
+        if not sync:
+            raise ValueError("resume goes on from what is on the disk: it goes with sync")
+        if in_place:
+            raise ValueError("resume needs a new file: it does not go with in_place")
+
+
 def check_when(name: str, when: str) -> None:
     """Raise ValueError unless this is one of the three that several arguments take."""
     if when not in ("auto", "always", "never"):
@@ -315,6 +352,7 @@ class Copier(NamedTuple):
     reflink: Reflink
     sync: bool
     verify: bool
+    resume: bool
     in_place: bool
     allow_changed: bool
     force: bool
@@ -373,6 +411,7 @@ class Copier(NamedTuple):
             bytes_cached=0,
             bytes_written=0,
             holes=0,
+            resumed=0,
             method=f"{link}-link",
             depth=self.depth,
             peak_in_flight=0,
@@ -452,6 +491,7 @@ class Copier(NamedTuple):
             bytes_cached=carried if copied.cached else 0,
             bytes_written=carried,
             holes=0,
+            resumed=0,
             method=copied.method,
             depth=1,
             peak_in_flight=1,
@@ -478,6 +518,7 @@ class Copier(NamedTuple):
         begun: float,
     ) -> Steps[CopyResult]:
         """Copy what may be anything, through the engine or as a stream."""
+        unfinished = self._unfinished(source, place)
         with (
             Destination(
                 place.directory,
@@ -492,16 +533,22 @@ class Copier(NamedTuple):
                 remove=self.remove,
                 backups=backups,
                 attributes_only=self.attributes_only,
+                unfinished=unfinished,
                 cancel=self.cancel,
             ) as destination,
             ExitStack() as stack,
         ):
+            if unfinished is not None:
+                stack.callback(unfinished.close)
+            if unfinished is not None and destination.in_place:
+                raise fail(EINVAL, "resume: it is written in place")
             transfer = FileTransfer(
                 source,
                 destination,
                 sync=self.sync,
                 allow_changed=self.allow_changed,
                 must_be_direct=self.direct == "always",
+                unfinished=unfinished,
             )
             if transfer.sync is not engine.Sync.NONE:
                 transfer.sync = sync_before_name(self.preserve, in_place=destination.in_place)
@@ -513,6 +560,8 @@ class Copier(NamedTuple):
                 yield from self._fill(transfer, context)
                 verification = yield from self._verify(transfer, context)
             except (OSError, Cancelled) as error:
+                if unfinished is not None:
+                    unfinished.stopped(error)
                 # what has been read is being written
                 started = destination.touched or transfer.bytes_read or streamed
                 if destination.in_place and destination.seekable and started:
@@ -520,6 +569,8 @@ class Copier(NamedTuple):
                 raise
             destination.commit()
             try:
+                if unfinished is not None:
+                    unfinished.done()
                 if self.sync and not destination.in_place:
                     yield from self._sync_directory(context, place, destination)
                 destination.close()
@@ -537,6 +588,7 @@ class Copier(NamedTuple):
             bytes_cached=transfer.bytes_cached,
             bytes_written=transfer.bytes_written,
             holes=transfer.holes,
+            resumed=transfer.resumed,
             method="attributes" if self.attributes_only else rung(transfer, context, streamed),
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
@@ -549,7 +601,7 @@ class Copier(NamedTuple):
             synced=transfer.synced,
             verified=verification is not None,
             elapsed=elapsed,
-            rate=transfer.size / elapsed,
+            rate=(transfer.size - transfer.resumed) / elapsed,
             notes=tuple(
                 _notes(
                     self.direct,
@@ -557,9 +609,19 @@ class Copier(NamedTuple):
                     context,
                     by_blocks and not self._is_small(source),
                     verification,
+                    unfinished,
                 )
             ),
         )
+
+    def _unfinished(self, source: Source, place: Place) -> "Partial | None":
+        """What is to be gone on with, if anything."""
+        if not self.resume or self.attributes_only or source.small:
+            return None
+        from aiocp.partial import Partial
+
+        sync = partial(sync_directory, place.directory, place.readable)
+        return Partial(place.directory, place.name, source, self.block_size, sync)
 
     def _is_small(self, source: Source) -> bool:
         return self.direct == "auto" and source.small
@@ -604,8 +666,8 @@ class Copier(NamedTuple):
             return None
         from aiocp.verify import Reading, Verification
 
-        if transfer.cloned:
-            reading = Reading(transfer.source, digests)
+        if unread := transfer.size if transfer.cloned else transfer.resumed:
+            reading = Reading(transfer.source, digests, unread)
             yield context, reading, 0
             if reading.failed:
                 raise what_stopped(reading)
@@ -647,10 +709,10 @@ class Copier(NamedTuple):
 
     def _run(self, context: Context, transfer: engine.Transfer, total: int = 0) -> None:
         """Drive a transfer to its end; tell how far it is of `total`."""
-        reported = transfer.bytes_written + transfer.holes
+        reported = transfer.moved
         for _ in engine.Engine(context, [transfer]).run():
             look(self.cancel)
-            if (done := transfer.bytes_written + transfer.holes) != reported:
+            if (done := transfer.moved) != reported:
                 reported = done
                 self._report(done, total)
 
@@ -692,11 +754,7 @@ def _data(transfer: FileTransfer, context: Context) -> stream.Data:
 
 def _say_incomplete(error: OSError | Cancelled) -> None:
     wrong = "wrong" if isinstance(error, VerificationFailed) else "incomplete"
-    words = f"written in place, it is {wrong} now"
-    if isinstance(error, Cancelled):
-        error.args = (words,)
-    else:
-        error.strerror = f"{error.strerror}; {words}"
+    add_words(error, f"written in place, it is {wrong} now")
 
 
 def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
@@ -716,8 +774,11 @@ def _notes(
     context: Context,
     by_blocks: bool,
     verification: "Verification | None",
+    unfinished: "Partial | None",
 ) -> Iterator[str]:
     yield from context.notes()
+    if unfinished is not None:
+        yield from unfinished.notes()
     if verification is not None and not verification.past_the_cache:
         yield "verified by buffered reads: the copy takes no direct I/O"
     if how == "auto" and by_blocks:

@@ -22,7 +22,7 @@ from errno import (
     EOPNOTSUPP,
 )
 from functools import partial
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from aiocp import direct, metadata, stream
 from aiocp.backup import Backups, keeping
@@ -31,6 +31,9 @@ from aiocp.errors import Cancel, fail, look, operation, same_file
 from aiocp.linux import File, allocate, buffers_direct_writes, clone, punch, temporary_name
 from aiocp.source import Source
 from aiocp.stage import Stage
+
+if TYPE_CHECKING:
+    from aiocp.partial import Partial
 
 # what open(2) answers to O_TMPFILE where the kernel or the file system has none
 _NO_TMPFILE = (EOPNOTSUPP, EISDIR, ENOENT, EINVAL)
@@ -70,6 +73,7 @@ class Destination:
         remove: bool = False,
         backups: Backups | None = None,
         attributes_only: bool = False,
+        unfinished: "Partial | None" = None,
         wait: bool = True,
         cancel: Cancel | None = None,
     ) -> None:
@@ -81,7 +85,8 @@ class Destination:
         names attributes of the source to carry over; `mask` is the directory's, if it is known
         (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there,
         and so do `backups`, which keep that; with `attributes_only` the contents stay, and a new
-        file has none; `cancel` ends the wait for a FIFO's reader.
+        file has none; a new file goes on with what is `unfinished`, and another copy with that;
+        `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -94,6 +99,7 @@ class Destination:
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove or backups is not None
         self._backups, self._attributes_only = backups, attributes_only
+        self._unfinished = unfinished
         self.backup: bytes | None = None
         self._mode: int | None = None
         self._exact = False  # whether the size is not to be changed
@@ -147,13 +153,13 @@ class Destination:
     def _open(self, existing: os.stat_result | None, source: Source) -> None:
         if existing is None:
             self.in_place = False
-            self.file = self._create()
+            self.file = self._create(source.stat.st_uid)
             if _takes_modes(self.fd):
                 if self._mask is None:
                     self._mask, _ = metadata.creation_mask(self.directory.fileno())
                 self._mode = metadata.new_mode(source.stat.st_mode, self._preserve) & ~self._mask
         elif self._replaceable(existing):
-            self._open_replacement(existing)
+            self._open_replacement(existing, source)
         else:
             self.in_place = True
             self._exact = self._attributes_only
@@ -187,11 +193,11 @@ class Destination:
             raise fail(EEXIST, "replaced while being opened")
         return file
 
-    def _open_replacement(self, existing: os.stat_result) -> None:
+    def _open_replacement(self, existing: os.stat_result, source: Source) -> None:
         """A new file like the old one; where it cannot be made like it, the old one in place."""
         self._old = self._open_existing(existing)  # refuses what cp may not write either
         try:
-            self.file = self._create()
+            self.file = self._create(source.stat.st_uid, existing.st_uid)
             takes_modes = _takes_modes(self.fd)
             mode = metadata.keep(self._old.fileno(), self.fd)
             if takes_modes:
@@ -201,7 +207,17 @@ class Destination:
             self.file.close()
             self.file, self.in_place, self._mode = self._old, True, None
 
-    def _create(self) -> File:
+    def _create(self, *owners: int) -> File:
+        """A file without a name, or what was begun and may belong to one of `owners` by now."""
+        if self._unfinished is None:
+            return self._create_new()
+        file = self._unfinished.take({*owners})
+        if file is None:
+            file = self._create_new()
+            self._unfinished.begin(file)
+        return file
+
+    def _create_new(self) -> File:
         directory = self.directory.fileno()
         try:
             file = File.open(b".", os.O_TMPFILE | os.O_RDWR, dir_fd=directory)

@@ -42,6 +42,14 @@ def fail(errno: int, operation: str) -> OSError:
     return error
 
 
+def add_words(error: OSError | Cancelled, words: str) -> None:
+    """Add to what is told of a copy that was stopped."""
+    if isinstance(error, Cancelled):
+        error.args = (*error.args, words)
+    else:
+        error.strerror = f"{error.strerror}; {words}"
+
+
 def same_file() -> OSError:
     """The error for a copy of a file to itself."""
     from shutil import SameFileError  # it loads the compression modules

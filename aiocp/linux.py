@@ -71,6 +71,16 @@ class File:
         _check(result)
         return file
 
+    @classmethod
+    def open_kept(cls, name: bytes, flags: int, *, dir_fd: int) -> "File":
+        """Open a file whose name was kept, no symbolic link; it stays unless `link`, `replace` or
+        `unkeep` runs. Raises OSError from openat(2)."""
+        file = cls()
+        while (result := lib.file_open_kept(file._file, dir_fd, name, flags)) == -_EINTR:
+            pass
+        _check(result)
+        return file
+
     def fileno(self) -> int:
         """The descriptor; -1 once closed."""
         fd: int = self._file.fd
@@ -84,6 +94,15 @@ class File:
     def flush(self) -> None:
         """Raise now what `close` would raise, with the file still open and without its name."""
         _check(lib.file_flush(self._file))
+
+    def keep(self, name: bytes, *, dir_fd: int) -> None:
+        """Give a file that has none, or a temporary one, a name that stays when it is closed, until
+        it gets its own by `link` or `replace`. Raises FileExistsError where the name is taken."""
+        _check(lib.file_keep(self._file, dir_fd, name))
+
+    def unkeep(self) -> None:
+        """Have the name that was kept be a temporary one, which `close` removes."""
+        lib.file_unkeep(self._file)
 
     def link(self, name: bytes, *, dir_fd: int) -> None:
         """Give the file its name. Raises FileExistsError where the name is taken."""

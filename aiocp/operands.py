@@ -196,7 +196,7 @@ class Operands:
             **how.backup_arguments(),
             **how.file,
         )
-        self._tell(source, destination, result.method, result.backup, result.removed)
+        self._tell(source, destination, result.method, result.backup, result.removed, result.notes)
         return result
 
     def _node(self, source: str, destination: str, seen: Status) -> None:
@@ -275,7 +275,7 @@ class Operands:
                 raise same_file()
             if what is Relation.DONE:
                 return False
-        if not self._replace(destination, b"", seen, existing):
+        if self._is_finished(seen, existing) or not self._replace(destination, b"", seen, existing):
             self._tell(source, destination, "skipped")
             return False
         if stat.S_ISDIR(existing.st_mode):
@@ -284,6 +284,14 @@ class Operands:
         if not numbered and _entry(destination, existing) in self._created:
             raise OSError(EEXIST, "will not overwrite what was just created")
         return True
+
+    def _is_finished(self, seen: Status, existing: Status) -> bool:
+        """Whether an operand was copied before, and there is no more to resume."""
+        if not self.how.common["resume"]:
+            return False
+        from aiocp.partial import is_finished
+
+        return is_finished(seen, existing)
 
     def _again(self, kind: str, source: str, key: tuple[str | int, ...]) -> bool:
         """Whether an operand was there before: cp warns, and goes on."""
@@ -371,9 +379,10 @@ class Operands:
         method: str,
         backup: str | None = None,
         removed: bool = False,
+        notes: tuple[str, ...] = (),
     ) -> None:
         if self.how.on_entry is not None:
-            self.how.on_entry(Outcome(source, destination, method, backup, removed))
+            self.how.on_entry(Outcome(source, destination, method, backup, removed, notes))
 
 
 def _look(path: str, *, follow: bool) -> Status | None:

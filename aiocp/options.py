@@ -269,6 +269,10 @@ class Options(NamedTuple):
     verify: Annotated[
         bool, _flag(TRANSFER, "Read it back from the disk, and compare.", "--verify")
     ] = False
+    resume: Annotated[
+        bool,
+        _flag(TRANSFER, "Go on where --resume was cut off, and skip what is done.", "--resume"),
+    ] = False
     allow_changed: Annotated[
         bool, _flag(TRANSFER, "Accept a source that changes meanwhile.", "--allow-changed")
     ] = False

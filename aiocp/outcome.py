@@ -10,7 +10,7 @@ class Outcome(NamedTuple):
     contents, else "attributes", "directory", "special" (links, FIFOs, sockets, device nodes),
     "hard-link", "symbolic-link", or "skipped" where what is there was not to be replaced. `backup`
     is the name that what was there has now, `removed` tells that it went, without a backup, and
-    left nothing to what has its name now.
+    left nothing to what has its name now. `notes` are those of CopyResult.
     """
 
     source: str
@@ -18,3 +18,4 @@ class Outcome(NamedTuple):
     method: str
     backup: str | None = None
     removed: bool = False
+    notes: tuple[str, ...] = ()

@@ -60,6 +60,7 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "reflink": options.reflink,
             "sync": options.sync,
             "verify": options.verify,
+            "resume": options.resume,
             "allow_changed": options.allow_changed,
             "remove_destination": options.remove_destination,
             "attributes_only": options.attributes_only,
@@ -88,6 +89,8 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError(words)
     if options.verify and not options.sync:
         raise UsageError("--verify reads what is on the disk: it excludes --no-sync")
+    if options.resume and (not options.sync or options.in_place):
+        raise UsageError("--resume excludes --no-sync and --in-place")
     if options.in_place and (how.backup or how.link or how.removes):
         raise UsageError("--in-place excludes --backup, --link, -s and --remove-destination")
 

@@ -13,6 +13,7 @@ from aiocp.place import open_directory
 from aiocp.source import Source, shrank
 
 if TYPE_CHECKING:
+    from aiocp.partial import Partial
     from aiocp.verify import Digests
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
@@ -37,9 +38,10 @@ class FileTransfer(engine.Transfer):
         sync: bool,
         allow_changed: bool,
         must_be_direct: bool,
+        unfinished: "Partial | None" = None,
     ) -> None:
         super().__init__()
-        self.source, self.destination = source, destination
+        self.source, self.destination, self.unfinished = source, destination, unfinished
         self._allow_changed, self._must_be_direct = allow_changed, must_be_direct
         self.read_fd, self.write_fd = source.fd, destination.fd
         self.read_direct, self.write_direct = bool(source.alignment), bool(destination.alignment)
@@ -68,19 +70,21 @@ class FileTransfer(engine.Transfer):
         source, destination = self.source, self.destination
         assert source.size is not None
         self.size = size = source.size
+        if self.unfinished is not None:
+            self.resumed = self.unfinished.resumed
         if self.read_direct and not self._must_be_direct:
             self.cached_fd = source.open_cache()
         if sparse == "never" or (sparse == "auto" and not extents.may_have_holes(source.stat)):
-            self.extents = [(0, size)]
+            self.extents = [(self.resumed, size - self.resumed)]
             if reserve:
                 destination.size(size)
             return
         unit = max(self.alignment, 1 if destination.regular else direct.FILE_BLOCK)
-        data = extents.find_data(source.fd, size, unit)
+        data = extents.find_data(source.fd, size, unit, self.resumed)
         if destination.regular:
             self.leave_zeroes_out(size)
             if reserve and sparse == "auto":
-                destination.reserve(extents.find_data(source.fd, size, unit))
+                destination.reserve(extents.find_data(source.fd, size, unit, self.resumed))
             data = extents.join(data, _READ_THROUGH)
         else:
             data = extents.fill_holes(data, size, unit, destination.punch)
@@ -93,7 +97,7 @@ class FileTransfer(engine.Transfer):
         self.destination.make_hole(size)
 
     def _count_holes(self, data: Iterator[engine.Extent]) -> Iterator[engine.Extent]:
-        end = 0
+        end = self.resumed
         for start, length in data:
             self.holes += start - end
             end = start + length
@@ -128,6 +132,12 @@ class FileTransfer(engine.Transfer):
 
     def wrote(self) -> None:
         self.destination.wrote(self.bytes_written)
+        if self.unfinished is not None and self.unfinished.due(self.bytes_written):
+            self.due = True  # until the engine has a slot for it
+
+    def mark(self, offset: int) -> None:
+        assert self.unfinished is not None
+        self.unfinished.mark(offset)
 
     def undirect(self, step: engine.Step) -> None:
         if self._must_be_direct:
@@ -138,6 +148,8 @@ class FileTransfer(engine.Transfer):
     def written(self) -> None:
         self.source.check(self._allow_changed)
         self.destination.finish(self.size, self.source)
+        if self.unfinished is not None:
+            self.unfinished.settle()
 
 
 def sync_before_name(preserve: frozenset[str], *, in_place: bool = False) -> engine.Sync:

@@ -16,6 +16,7 @@ from aiocp.copier import (
     check_block_size,
     check_depth,
     check_link,
+    check_resume,
     check_verify,
     which_reflink,
 )
@@ -84,6 +85,7 @@ def copy_tree(
     force: bool = False,
     sync: bool = True,
     verify: bool = False,
+    resume: bool = False,
     allow_changed: bool = False,
     links: HardLinks | None = None,
     on_entry: Callable[[Outcome], object] | None = None,
@@ -99,6 +101,8 @@ def copy_tree(
         depth, block_size, sparse, reflink, sync, verify, allow_changed, remove_destination, backup,
             suffix, attributes_only, force, cancel: as for `copy_file`, for all files together;
             depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
+        resume: as for `copy_file`, for each large file; and what is there is left alone if it is
+            of the source's size and not older, as finished by an earlier copy.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
             "context" (the SELinux one), "xattr", or "all": all of them, the last two where
             possible. Without "mode" a new file has the source's permission bits less the umask, or
@@ -130,6 +134,7 @@ def copy_tree(
         ValueError: as from `copy_file`.
     """
     check_verify(verify, sync)
+    check_resume(resume, sync, in_place=False)
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
@@ -143,8 +148,9 @@ def copy_tree(
         follow=follow_symlinks,
         sync=sync,
         verify=verify,
+        resume=resume,
         allow_changed=allow_changed,
-        replace=replace,
+        replace=_unless_finished(replace) if resume else replace,
         remove=remove_destination,
         backup=check_backup(backup, suffix),
         link=link,
@@ -194,3 +200,15 @@ def copy_tree(
         group.result = result  # type: ignore[attr-defined]
         raise group
     return result
+
+
+def _unless_finished(replace: Replace | None) -> Replace:
+    """What is not to be replaced besides: what an earlier copy has finished."""
+    from aiocp.partial import is_finished
+
+    def wanted(path: bytes, seen: os.stat_result, existing: os.stat_result) -> bool:
+        if is_finished(seen, existing):
+            return False
+        return replace is None or replace(path, seen, existing)
+
+    return wanted

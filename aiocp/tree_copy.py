@@ -435,8 +435,8 @@ class TreeCopy:
         from aiocp.verify import Reading
 
         assert file.digests is not None
-        if file.cloned:
-            reading = Reading(file.source, file.digests)
+        if unread := file.size if file.cloned else file.resumed:
+            reading = Reading(file.source, file.digests, unread)
             self._read_back[reading] = file
             self._begun.append(reading)
         else:
@@ -519,6 +519,8 @@ class TreeCopy:
                 raise what_stopped(transfer)
             self._put_in_place(transfer)
         except OSError as error:
+            if transfer.unfinished is not None:
+                transfer.unfinished.stopped(error)
             self._failed(transfer.path, error)
             for _, _, path in transfer.other_names:
                 self._failed(path, fail(error.errno or ESTALE, "its first name was not copied"))
@@ -534,6 +536,8 @@ class TreeCopy:
     def _put_in_place(self, transfer: TreeFile) -> None:
         destination = transfer.destination
         destination.commit(flush=transfer.target.flush)
+        if transfer.unfinished is not None:
+            transfer.unfinished.done()
         if transfer.place is not None and self.how.sync and not destination.in_place:
             sync_directory(transfer.place.directory, transfer.place.readable, destination.fd)
         self.files += 1

@@ -3,16 +3,22 @@
 import os
 import stat
 from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
 
 from aiocp.destination import Destination
 from aiocp.engine import Sync
 from aiocp.errors import Cancel, operation
 from aiocp.hard_links import Identity
+from aiocp.linux import File
 from aiocp.place import Place
 from aiocp.source import SMALL, Source
 from aiocp.target import Target
-from aiocp.transfer import FileTransfer, sync_before_name
+from aiocp.transfer import FileTransfer, sync_before_name, sync_directory
 from aiocp.tree_options import TreeOptions
+
+if TYPE_CHECKING:
+    from aiocp.partial import Partial
 
 
 class TreeFile(FileTransfer):
@@ -27,6 +33,7 @@ class TreeFile(FileTransfer):
         sync: Sync,
         allow_changed: bool,
         place: Place | None,
+        unfinished: "Partial | None",
     ) -> None:
         super().__init__(
             source,
@@ -34,6 +41,7 @@ class TreeFile(FileTransfer):
             sync=sync is not Sync.NONE,
             allow_changed=allow_changed,
             must_be_direct=False,
+            unfinished=unfinished,
         )
         if self.sync is not Sync.NONE:
             self.sync = sync
@@ -55,6 +63,8 @@ class TreeFile(FileTransfer):
             self.source.close()
 
     def close(self) -> None:
+        if self.unfinished is not None:
+            self.unfinished.close()
         try:
             self.destination.close()  # its errors were told before the commit, or it is thrown away
         except OSError:
@@ -89,9 +99,13 @@ def begin(
         if not (remove or how.backs_up or target.created):
             with operation("open destination"):
                 place, remove = _behind_link(how, target, name)
+        directory = place.directory if place else target.opened()
+        to_name = place.name if place else name
+        readable = place is None or place.readable
+        unfinished = _unfinished(how, source, directory, to_name, readable)
         destination = Destination(
-            place.directory if place else target.opened(),
-            place.name if place else name,
+            directory,
+            to_name,
             source,
             "auto",
             how.block_size,
@@ -100,6 +114,7 @@ def begin(
             remove=remove,
             backups=target.backups,
             attributes_only=how.attributes_only,
+            unfinished=unfinished,
             wait=how.copy_contents,
             force=how.force,
             cancel=cancel,
@@ -109,7 +124,11 @@ def begin(
         if place is not None:
             place.directory.close()
         raise
-    transfer = TreeFile(target, name, source, destination, how.file_sync, how.allow_changed, place)
+    if destination.in_place:
+        unfinished = None
+    transfer = TreeFile(
+        target, name, source, destination, how.file_sync, how.allow_changed, place, unfinished
+    )
     try:
         if how.verify:
             from aiocp.verify import Digests
@@ -135,6 +154,19 @@ def begin(
     transfer.size = size
     target.waiting += 1
     return transfer
+
+
+def _unfinished(
+    how: TreeOptions, source: Source, directory: File, name: bytes, readable: bool
+) -> "Partial | None":
+    """What is to be gone on with, of a file that tells whether it changed."""
+    regular = stat.S_ISREG(source.stat.st_mode) and source.size is not None
+    if not how.resume or how.attributes_only or source.small or not regular:
+        return None
+    from aiocp.partial import Partial
+
+    sync = partial(sync_directory, directory, readable)
+    return Partial(directory, name, source, how.block_size, sync)
 
 
 def _behind_link(how: TreeOptions, target: Target, name: bytes) -> tuple[Place | None, bool]:

@@ -28,6 +28,7 @@ class TreeOptions(NamedTuple):
     follow: bool
     sync: bool
     verify: bool
+    resume: bool
     allow_changed: bool
     replace: Replace | None
     remove: bool

@@ -99,13 +99,14 @@ class _Reads(engine.Transfer):
 
 
 class Reading(_Reads):
-    """The blocks of a source that were not read to be copied, as they are shared."""
+    """The blocks of a source that were not read to be copied, as they are shared or were there."""
 
-    def __init__(self, source: "Source", digests: Digests) -> None:
+    def __init__(self, source: "Source", digests: Digests, size: int) -> None:
+        """Those of its first `size` bytes."""
         super().__init__()
         self.read_fd, self.read_direct = source.fd, bool(source.alignment)
         self.alignment = max(source.alignment, 1)
-        self.extents = extents.find_data(source.fd, source.size or 0, self.alignment)
+        self.extents = extents.find_data(source.fd, size, self.alignment)
         self._digests = digests
 
     def saw(self, offset: int, block: memoryview) -> None:

@@ -192,7 +192,7 @@ def test_sigusr1_asks_how_far_it_is(tmp_path: Path, shown: str) -> None:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        ("aiocp --re", ["--recursive", "--remove-destination", "--reflink"]),
+        ("aiocp --re", ["--recursive", "--remove-destination", "--reflink", "--resume"]),
         ("aiocp -r --spa", ["--sparse"]),
         ("aiocp some", []),
     ],

@@ -244,7 +244,7 @@ def test_file_system_that_takes_no_modes(
 
     if not replaced:
         copy.unlink()
-    monkeypatch.setattr(Destination, "_create", create)
+    monkeypatch.setattr(Destination, "_create_new", create)
     monkeypatch.setattr(os, "fchmod", refuse)
     monkeypatch.setattr(os, "chmod", refuse)
     assert not copy_file(source, copy).in_place

@@ -116,7 +116,7 @@ def test_keyboard_interrupt_at_any_bytecode(
 ) -> None:
     """Old or new bytes; no descriptor, no context, no temporary is left; the next copy works."""
     if temporary == "named":
-        monkeypatch.setattr(Destination, "_create", _create_named)
+        monkeypatch.setattr(Destination, "_create_new", _create_named)
     new = source.read_bytes()
 
     def copy() -> None:

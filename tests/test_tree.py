@@ -382,7 +382,7 @@ def test_file_system_that_takes_no_modes(tmp_path: Path, monkeypatch: pytest.Mon
 
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "file").write_bytes(b"file")
-    monkeypatch.setattr(Destination, "_create", create)
+    monkeypatch.setattr(Destination, "_create_new", create)
     monkeypatch.setattr(os, "chmod", refuse)
 
     def copy() -> None:
