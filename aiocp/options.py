@@ -326,12 +326,12 @@ def _meanings() -> Iterator[tuple[str, _Meant]]:
 
 _MEANT = dict(_meanings())
 _TYPERS = ("--help", "--install-completion", "--show-completion")
-_VALUED = {name for name, meant in _MEANT.items() if not meant.declared.is_flag}
+VALUED = {name for name, meant in _MEANT.items() if not meant.declared.is_flag}
 
 
 def rewrite(argv: list[str]) -> list[str]:
     """The arguments as `read`, and typer, understand them: see arguments.py."""
-    return arguments.rewrite(argv, {*_MEANT, *_TYPERS}, _VALUED)
+    return arguments.rewrite(argv, {*_MEANT, *_TYPERS}, VALUED)
 
 
 def read(given: list[str]) -> Options | None:

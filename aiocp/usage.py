@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aiocp.options import DECLARED, Declared, Options, UsageError
+from aiocp.options import DECLARED, VALUED, Declared, Options, UsageError
 
 EPILOG = (
     "Exit status: 0 everything is copied and on the disk, 1 something is not, 2 wrong usage,"
@@ -21,6 +21,9 @@ def explain(given: list[str]) -> Options | int:
 
     Raises UsageError; SystemExit where a shell asks for completions.
     """
+    for argument in given[: given.index("--")]:
+        if argument in VALUED:  # typer would take the next one, or --, for its value
+            raise UsageError(f"option {argument!r} requires an argument")
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command("aiocp", epilog=EPILOG, no_args_is_help=False)(_command())
     command = typer.main.get_command(app)

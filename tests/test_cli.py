@@ -253,7 +253,8 @@ def test_completion_is_there_to_be_installed(shell: str) -> None:
         (["--in-place", "-l", "source", "copy"], "--in-place excludes --backup"),
         (["--preserve=context", "source", "copy"], "cannot preserve a security context"),
         (["-S", "~"], "missing argument"),
-        (["source", "-S"], "missing argument"),
+        (["source", "-S"], "option '-S' requires an argument"),
+        (["--depth"], "option '--depth' requires an argument"),
     ],
 )
 def test_usage_error(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
