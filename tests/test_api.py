@@ -32,7 +32,7 @@ LAYERS = [
     {"destination", "nodes"},
     {"backup", "partial", "place"},
     {"journal", "source", "metadata", "context", "tree", "extents"},
-    {"engine", "direct", "stream", "existing", "outcome", "quoting", "page_cache"},
+    {"sweep", "engine", "direct", "stream", "existing", "outcome", "quoting", "page_cache"},
     {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]
