@@ -105,6 +105,23 @@ def _copy(options: Options) -> int:
     return said.status
 
 
+def _probe(options: Options) -> int:
+    """Measure, instead of copying; the exit status."""
+    assert options.probe is not None
+    if options != Options([], probe=options.probe, as_json=options.as_json):
+        raise UsageError("--probe copies nothing: it goes with --json only")
+    from aiocp.report import report
+
+    signals = Signals()
+    try:
+        done = report(options.probe, options.as_json, signals)
+    except Cancelled:
+        name = signal.Signals(signals.number).name
+        print(f"aiocp: stopped by {name}: nothing is left of the probe", file=sys.stderr)
+        return signals.status()
+    return Exit.DONE if done else Exit.NOT_COPIED
+
+
 class _Said:
     """What is printed of a copy, and the exit status that belongs to it."""
 
@@ -204,7 +221,10 @@ def run(argv: list[str]) -> int:
     """Run the command; return its exit status."""
     try:
         options = _parse(argv)
-        status = _copy(options) if isinstance(options, Options) else options
+        if not isinstance(options, Options):
+            status = options
+        else:
+            status = _copy(options) if options.probe is None else _probe(options)
         sys.stdout.flush()
         return status
     except UsageError as error:

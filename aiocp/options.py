@@ -51,11 +51,12 @@ def _how(text: str) -> str:
 
 
 # panels of --help
-COPYING, KEEPING, EXISTING, TRANSFER, OUTPUT = (
+COPYING, KEEPING, EXISTING, TRANSFER, PROBING, OUTPUT = (
     "What is copied",
     "What is kept",
     "What is there already",
     "How it is carried",
+    "Instead of a copy",
     "What is said",
 )
 
@@ -276,6 +277,15 @@ class Options(NamedTuple):
     allow_changed: Annotated[
         bool, _flag(TRANSFER, "Accept a source that changes meanwhile.", "--allow-changed")
     ] = False
+    probe: Annotated[
+        str | None,
+        _flag(
+            PROBING,
+            "Measure a directory, or read a device or file, and recommend depth and block size.",
+            "--probe",
+            metavar="PATH",
+        ),
+    ] = None
     progress: Annotated[
         bool | None,
         _flag(
@@ -359,6 +369,6 @@ def read(given: list[str]) -> Options | None:
                 values[declared.field] = parser(text)
             except ValueError:
                 return None
-    if not values["operands"] or values.get("version"):
+    if not (values["operands"] or "probe" in values) or values.get("version"):
         return None
     return Options(**values)

@@ -26,3 +26,12 @@ def quoted(path: str) -> str:
 
 def _escaped(character: str) -> str:
     return "".join("\\" + _LETTERS.get(byte, f"{byte:03o}") for byte in os.fsencode(character))
+
+
+def size_name(size: int) -> str:
+    """A number of bytes as an option takes it: 4096, 64K, 1M."""
+    for unit in ("", "K", "M"):
+        if size % 1024 or unit == "M":
+            return f"{size}{unit}"
+        size //= 1024
+    raise AssertionError

@@ -21,11 +21,12 @@ def explain(given: list[str]) -> Options | int:
 
     Raises UsageError; SystemExit where a shell asks for completions.
     """
+    app = typer.Typer(pretty_exceptions_enable=False)
     for argument in given[: given.index("--")]:
         if argument in VALUED:  # typer would take the next one, or --, for its value
             raise UsageError(f"option {argument!r} requires an argument")
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command("aiocp", epilog=EPILOG, no_args_is_help=False)(_command())
+    probes = any(argument.startswith("--probe=") for argument in given)
+    app.command("aiocp", epilog=EPILOG, no_args_is_help=False)(_command(copies=not probes))
     command = typer.main.get_command(app)
     try:
         answer: Options | int | None = command.main(given, prog_name="aiocp", standalone_mode=False)
@@ -35,25 +36,29 @@ def explain(given: list[str]) -> Options | int:
     return answer or 0
 
 
-def _command() -> Callable[..., Options]:
-    """A function as typer wants it, whose parameters are the fields of `Options`."""
+def _command(*, copies: bool) -> Callable[..., Options]:
+    """A function as typer wants it, whose parameters are the fields of `Options`.
+
+    The operands may be missing where nothing `copies`.
+    """
 
     def command(**values: Any) -> Options:
         return Options(**values)
 
     command.__doc__ = Options.__doc__
-    parameters = list(_parameters())
+    parameters = list(_parameters({} if copies else {"operands": []}))
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return command
 
 
-def _parameters() -> Iterator[inspect.Parameter]:
+def _parameters(defaults: dict[str, Any]) -> Iterator[inspect.Parameter]:
+    defaults = {**defaults, **Options._field_defaults}
     for declared in DECLARED:
         yield inspect.Parameter(
             declared.field,
             inspect.Parameter.KEYWORD_ONLY,
-            default=Options._field_defaults.get(declared.field, inspect.Parameter.empty),
+            default=defaults.get(declared.field, inspect.Parameter.empty),
             annotation=Annotated[declared.kind, _parameter(declared)],
         )
 

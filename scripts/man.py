@@ -26,6 +26,8 @@ def page() -> str:
         r"aiocp \- copy files through Linux AIO, and exit when they are on the disk",
         ".SH SYNOPSIS",
         r"\fBaiocp\fR [\fIOPTION\fR]... \fISRC\fR... \fIDST\fR",
+        ".br",
+        r"\fBaiocp \-\-probe\fR \fIPATH\fR [\fB\-\-json\fR]",
         ".SH DESCRIPTION",
         _text(first),
         *(f".PP\n{_text(paragraph)}" for paragraph in rest),
