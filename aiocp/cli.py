@@ -108,13 +108,13 @@ def _copy(options: Options) -> int:
 def _probe(options: Options) -> int:
     """Measure, instead of copying; the exit status."""
     assert options.probe is not None
-    if options != Options([], probe=options.probe, as_json=options.as_json):
-        raise UsageError("--probe copies nothing: it goes with --json only")
+    if options != Options([], probe=options.probe, plot=options.plot, as_json=options.as_json):
+        raise UsageError("--probe copies nothing: it goes with --plot and --json only")
     from aiocp.report import report
 
     signals = Signals()
     try:
-        done = report(options.probe, options.as_json, signals)
+        done = report(options.probe, options.plot, options.as_json, signals)
     except Cancelled:
         name = signal.Signals(signals.number).name
         print(f"aiocp: stopped by {name}: nothing is left of the probe", file=sys.stderr)

@@ -286,6 +286,10 @@ class Options(NamedTuple):
             metavar="PATH",
         ),
     ] = None
+    plot: Annotated[
+        str | None,
+        _flag(PROBING, "With --probe, a heat map, as PNG.", "--plot", metavar="FILE"),
+    ] = None
     progress: Annotated[
         bool | None,
         _flag(

@@ -1,8 +1,9 @@
-"""What a probe has found, as lines or as JSON."""
+"""What a probe has found, as lines or as JSON, and drawn if that is asked for."""
 
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 from aiocp.errors import Cancel
@@ -16,23 +17,45 @@ from aiocp.sweep import BLOCK_SIZES, CLOSE, DEPTHS, Recommendation
 _WIDTH = 15  # of the names
 
 
-def report(path: str, as_json: bool, cancel: Cancel) -> bool:
+def report(path: str, plot: str | None, as_json: bool, cancel: Cancel) -> bool:
     """Probe and print; whether all that was asked for could be had.
 
     Errors are told here, those of printing raised. Raises Cancelled.
     """
     try:
-        found = probe(path, cancel=cancel)
+        drawing = _drawing(plot)
+    except ImportError as error:
+        return _failed(f"plot {quoted(plot or '')}", f"{error}: install aiocp[plot]")
+    try:
+        with drawing as picture:
+            try:
+                found = probe(path, cancel=cancel)
+            except OSError as error:
+                return _failed(f"probe {quoted(path)}", error.strerror)
+            if as_json:
+                print(json.dumps(as_dict(found)))
+            else:
+                print(*lines(found), sep="\n")
+            if found.error is not None:
+                sys.stdout.flush()
+                return _failed(f"probe {quoted(path)}", found.error)
+            if picture is not None:
+                picture.draw(found)
     except OSError as error:
-        return _failed(f"probe {quoted(path)}", error.strerror)
-    if as_json:
-        print(json.dumps(as_dict(found)))
-    else:
-        print(*lines(found), sep="\n")
-    if found.error is not None:
-        sys.stdout.flush()
-        return _failed(f"probe {quoted(path)}", found.error)
+        if not hasattr(error, "operation"):  # of printing
+            raise
+        assert plot is not None
+        return _failed(f"plot {quoted(plot)}", error.strerror)
     return True
+
+
+def _drawing(plot: str | None) -> Any:
+    """What is to be drawn, opened where it is entered. Raises ImportError."""
+    if plot is None:
+        return nullcontext()
+    from aiocp.heat_map import picture
+
+    return picture(plot)
 
 
 def _failed(what: str, why: str | None) -> bool:

@@ -78,6 +78,8 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
 
 def _refuse(options: Options, how: How) -> None:
     """Raise UsageError for options that contradict each other."""
+    if options.plot is not None:
+        raise UsageError("--plot draws what --probe has measured: it goes with that")
     if options.link and options.symbolic_link:
         raise UsageError("cannot make both hard and symbolic links")
     if how.backup and how.keeps_all:

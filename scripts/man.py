@@ -27,7 +27,7 @@ def page() -> str:
         ".SH SYNOPSIS",
         r"\fBaiocp\fR [\fIOPTION\fR]... \fISRC\fR... \fIDST\fR",
         ".br",
-        r"\fBaiocp \-\-probe\fR \fIPATH\fR [\fB\-\-json\fR]",
+        r"\fBaiocp \-\-probe\fR \fIPATH\fR [\fB\-\-plot\fR \fIFILE\fR] [\fB\-\-json\fR]",
         ".SH DESCRIPTION",
         _text(first),
         *(f".PP\n{_text(paragraph)}" for paragraph in rest),

@@ -16,7 +16,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"report", "request", "usage"},
-    {"options", "operands"},
+    {"heat_map", "options", "operands"},
     {"arguments", "parents", "progress"},
     {"__init__"},
     {"shutil"},
@@ -32,7 +32,8 @@ LAYERS = [
     {"destination", "nodes"},
     {"backup", "partial", "place"},
     {"journal", "source", "metadata", "context", "tree", "extents", "host"},
-    {"engine", "direct", "stream", "existing", "mount", "outcome", "page_cache", "quoting", "sweep"},
+    {"engine", "direct", "stream", "existing", "mount", "outcome", "page_cache"},
+    {"quoting", "sweep"},
     {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]

@@ -461,8 +461,10 @@ def test_the_last_line_is_what_to_type(tmp_path: Path) -> None:
 
 
 def test_json_is_one_object_and_documented(tmp_path: Path) -> None:
+    """With a picture next to it: a PNG, by its first bytes, and nothing else."""
+    pytest.importorskip("matplotlib")
     (tmp_path / "in").mkdir()
-    done = aiocp("--probe", tmp_path / "in", "--json")
+    done = aiocp("--probe", tmp_path / "in", "--json", "--plot", tmp_path / "map.png")
     assert (0, "") == (done.returncode, done.stderr)
     found = json.loads(done.stdout)
     assert list(Probe._fields) == list(found)
@@ -470,6 +472,8 @@ def test_json_is_one_object_and_documented(tmp_path: Path) -> None:
     section = readme[readme.index("## Measure first") : readme.index("## The library")]
     names = set(re.findall(r"`(\w+)`", section))
     assert {*found, *found["host"], *found["reads"], *found["recommended"]} <= names
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert ["in", "map.png"] == sorted(os.listdir(tmp_path))
 
 
 def test_errors_are_one_line(tmp_path: Path) -> None:
@@ -493,9 +497,13 @@ def test_facts_are_told_before_an_error(tmp_path: Path) -> None:
     [
         (
             ["--probe", ".", "operand"],
-            "--probe copies nothing: it goes with --json only",
+            "--probe copies nothing: it goes with --plot and --json only",
         ),
-        (["--probe", ".", "-r"], "--probe copies nothing: it goes with --json only"),
+        (["--probe", ".", "-r"], "--probe copies nothing: it goes with --plot and --json only"),
+        (
+            ["--plot", "x.png", "a", "b"],
+            "--plot draws what --probe has measured: it goes with that",
+        ),
         (["--probe"], "option '--probe' requires an argument"),
         (["--json"], "missing argument 'SRC... DST'"),
     ],
@@ -507,3 +515,53 @@ def test_wrong_usage(tmp_path: Path, arguments: list[str], message: str) -> None
         done.stdout,
         done.stderr,
     )
+
+
+def test_no_matplotlib_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "without" / "matplotlib").mkdir(parents=True)
+    (tmp_path / "without" / "matplotlib" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'matplotlib'\")"
+    )
+    picture = tmp_path / "map.png"
+    done = aiocp("--probe", tmp_path, "--plot", picture, PYTHONPATH=f"{tmp_path}/without")
+    message = f"aiocp: cannot plot '{picture}': No module named 'matplotlib': install aiocp[plot]\n"
+    assert (1, "", message) == (done.returncode, done.stdout, done.stderr)
+    assert not picture.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("no/map.png", "open destination: No such file or directory"),
+        ("fifo", "no regular file: File exists"),
+        ("directory", "no regular file: File exists"),
+    ],
+)
+def test_where_a_picture_cannot_be_is_told_before_anything_is_measured(
+    tmp_path: Path, name: str, why: str
+) -> None:
+    """A FIFO or /dev/stdout is not replaced."""
+    pytest.importorskip("matplotlib")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "directory").mkdir()
+    done = aiocp("--probe", tmp_path, "--plot", tmp_path / name)
+    message = f"aiocp: cannot plot '{tmp_path}/{name}': {why}\n"
+    assert (1, "", message) == (done.returncode, done.stdout, done.stderr)
+    assert ["directory", "fifo"] == sorted(os.listdir(tmp_path))
+
+
+def test_a_picture_takes_the_place_of_an_old_one_when_it_is_drawn(tmp_path: Path) -> None:
+    """A probe that fails leaves the old one; the new one has the mode that the umask gives."""
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "map.png"
+    picture.write_bytes(b"old")
+    (tmp_path / "empty").touch()
+    assert 1 == aiocp("--probe", tmp_path / "empty", "--plot", picture).returncode
+    assert b"old" == picture.read_bytes()
+    assert ["empty", "map.png"] == sorted(os.listdir(tmp_path))
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 4096)
+    assert 0 == aiocp("--probe", tmp_path / "file", "--plot", picture).returncode
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert 0o666 & ~umask == picture.stat().st_mode & 0o777
