@@ -29,7 +29,7 @@ ffibuilder.cdef(
         unsigned nr, directories, placed, cloned;
         long long bytes, small;
         int links, ownership, mode, timestamps, context, xattr, default_mode;
-        int allow_changed, replace, holes, alone;
+        int allow_changed, replace, holes, alone, at_once;
         struct small_file files[64];
         ...;
     };
@@ -110,6 +110,7 @@ ffibuilder.set_source(
         int links, ownership, mode, timestamps, context, xattr, default_mode;
         int allow_changed, replace, holes;
         int alone;                      /* a file by itself: the mask is left to the kernel */
+        int at_once;                    /* what is in memory is copied when it is opened */
         struct batch_directory directory[CAPACITY];
         struct small_file files[CAPACITY];
     };
@@ -452,12 +453,12 @@ ffibuilder.set_source(
         }
         cached = f->size ? cached_bytes(f->source) : 0;
         f->in_memory = cached >= f->size;
-        if (f->in_memory || b->alone) {
+        if (b->alone || !f->size || (f->in_memory && b->at_once)) {
             copy_now(b, f);
             if (b->alone && !cached)  /* leave the memory to others */
                 posix_fadvise(f->source, 0, 0, POSIX_FADV_DONTNEED);
         } else {
-            if (d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0)
+            if (!f->in_memory && d->alignment && fcntl(f->source, F_SETFL, O_DIRECT) == 0)
                 f->alignment = d->alignment;
             f->state = OPEN;
         }

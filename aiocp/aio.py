@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ECANCELED
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary, finalize
 
 from aiocp.backup import NONE, SUFFIX
@@ -33,6 +34,9 @@ from aiocp.engine import Engine, Transfer
 from aiocp.errors import fail
 from aiocp.extents import Sparse
 from aiocp.reflink import Reflink
+
+if TYPE_CHECKING:
+    from aiocp.pace import Pace
 
 __all__ = ["copy_file"]
 
@@ -58,13 +62,14 @@ async def copy_file(
     suffix: str | bytes = SUFFIX,
     attributes_only: bool = False,
     into_directory: bool = True,
+    bwlimit: "int | Pace | None" = None,
     progress: Progress | None = None,
 ) -> CopyResult:
     """Copy a file as `aiocp.copy_file` does: with its arguments, its result and its errors.
 
-    Copies of one loop with the same `depth` and `block_size` (bytes) share a context: these are for
-    all of them together. `progress` is called by the loop. Opening, making and naming files is done
-    in the loop too.
+    Copies of one loop with the same `depth`, `block_size` (bytes) and `bwlimit` (bytes per second)
+    share a context: these are for all of them together. `progress` is called by the loop.
+    Opening, making and naming files is done in the loop too.
 
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
     what was there before still is, unless written in place.
@@ -86,6 +91,7 @@ async def copy_file(
         backup=backup,
         suffix=suffix,
         attributes_only=attributes_only,
+        bwlimit=bwlimit,
         progress=progress,
         cancel=None,
     )
@@ -93,7 +99,7 @@ async def copy_file(
     try:
         if _is_stream(source) or _is_stream(destination):
             return await _in_thread(how, source, destination, names)
-        with _driver(depth, block_size) as driver:
+        with _driver(how, bwlimit) as driver:
             steps = how._replace(shared=driver.context).steps(source, destination, names)
             return await driver.drive(steps, progress)
     except OSError as error:
@@ -168,19 +174,21 @@ def _stop(transfer: Transfer) -> None:
 class _Driver:
     """A context and an engine, which a loop drives while anybody waits for them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, depth: int, block_size: int) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, how: Copier) -> None:
         self.users = 0
         self._loop = loop
         self._waiting: dict[Transfer, _Waiting] = {}
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._close = finalize(self, os.close, self._eventfd)
-        self.context = Context(depth, block_size)
-        self._engine = Engine(self.context, ())
+        self.context = Context(how.depth, how.block_size)
+        self._engine = Engine(self.context, (), how.pace)
+        self._timer: asyncio.TimerHandle | None = None  # for a block that waits for the pace
         self.context.notify(self._eventfd)
         loop.add_reader(self._eventfd, self._told)
 
     def close(self) -> None:
         self._loop.remove_reader(self._eventfd)
+        self._stop_timer()
         self.context.close()
         self._close()
 
@@ -230,29 +238,38 @@ class _Driver:
             self._ended(finished)
         if self.context.refused:
             self._loop.call_soon(self._told)
+        self._stop_timer()
+        if self._engine.delay is not None:
+            self._timer = self._loop.call_later(self._engine.delay, self._advance)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _ended(self, transfers: Iterable[Transfer]) -> None:
         for transfer in transfers:
             self._waiting.pop(transfer).ended.set_result(None)
 
 
-_drivers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[int, int], _Driver]]
+_drivers: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[object, ...], _Driver]]
 _drivers = WeakKeyDictionary()
 
 
 @contextmanager
-def _driver(depth: int, block_size: int) -> Iterator[_Driver]:
-    """The running loop's driver of that depth and block size, for as long as it is in use."""
+def _driver(how: Copier, bwlimit: object) -> Iterator[_Driver]:
+    """The running loop's driver of such copies, for as long as it is in use."""
     loop = asyncio.get_running_loop()
     drivers = _drivers.setdefault(loop, {})
-    driver = drivers.get((depth, block_size))
+    kind = how.depth, how.block_size, bwlimit
+    driver = drivers.get(kind)
     if driver is None:
-        driver = drivers[depth, block_size] = _Driver(loop, depth, block_size)
+        driver = drivers[kind] = _Driver(loop, how)
     driver.users += 1
     try:
         yield driver
     finally:
         driver.users -= 1
         if not driver.users:
-            del drivers[depth, block_size]
+            del drivers[kind]
             driver.close()

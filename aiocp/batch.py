@@ -83,11 +83,13 @@ class Batch:
         replace: bool = True,
         holes: bool = False,
         alone: bool = False,
+        at_once: bool = True,
     ) -> None:
         """`preserve` as for metadata.carry; `allow_changed` accepts sources that change, `replace`
         takes the place of files that have the name, and their owner and mode; with `holes` files
         that have some are not for the batch. `alone` is for a single file: it is read by waiting
-        for it if it is not in memory, and what its mode lacks is left to the kernel."""
+        for it if it is not in memory, and what its mode lacks is left to the kernel. What is in
+        memory is not copied `at_once` where the engine is to have it wait for its turn."""
         self.sync, self.waiting, self.transferred = sync, 0, 0
         self.data: list[Any] = []
         self.counts: list[int] = []
@@ -102,7 +104,7 @@ class Batch:
             setattr(batch, name, True)
         batch.default_mode = metadata.DEFAULT_MODE in preserve
         batch.allow_changed, batch.replace, batch.holes = allow_changed, replace, holes
-        batch.small, batch.alone = SMALL, alone
+        batch.small, batch.alone, batch.at_once = SMALL, alone, at_once
 
     def __len__(self) -> int:
         nr: int = self._batch.nr
@@ -183,7 +185,7 @@ class Batch:
         for index in range(len(self)):
             file = self._files[index]
             state = file.state
-            if state == _OPEN and not file.alignment:
+            if state == _OPEN and not (file.alignment or file.in_memory):
                 self._read_directly(index, file, alignments, block_size)
                 state = file.state
             elif state == _UNFINISHED:

@@ -5,6 +5,7 @@ io_setup is refused (no AIO in this kernel, a seccomp profile, fs.aio-max-nr) th
 """
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
@@ -124,19 +125,26 @@ class Context:
                 self._refusal = -taken
                 return
 
-    def reap(self) -> list[tuple[int, int]]:
-        """Wait for at least one completion and return all there are, as (slot, res)."""
+    def reap(self, timeout: float | None = None) -> list[tuple[int, int]]:
+        """Wait for at least one completion and return all there are, as (slot, res).
+
+        With a timeout, in seconds: none if there is none by then, or a signal has come.
+        """
         slots = self._slots
         while slots.in_flight:
-            count = slots.getevents(1, None)
+            count = slots.getevents(1, timeout)
             if count > 0:
                 return slots.completions(count)
             if count != -EINTR and count != 0:
                 raise OSError(-count, f"reap: {os.strerror(-count)}")
+            if timeout is not None:
+                return []
         while slots.queued:
             if slots.perform() > 0:
                 self._performed += 1
                 return slots.completions(1)
+        if timeout is not None:
+            time.sleep(timeout)
         return []
 
     def notify(self, eventfd: int) -> None:

@@ -44,6 +44,7 @@ from aiocp.transfer import (
 )
 
 if TYPE_CHECKING:
+    from aiocp.pace import Pace
     from aiocp.partial import Partial
     from aiocp.verify import Verification
 
@@ -128,6 +129,7 @@ def copy_file(
     link: Link | None = None,
     attributes_only: bool = False,
     into_directory: bool = True,
+    bwlimit: "int | Pace | None" = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> CopyResult:
@@ -170,6 +172,9 @@ def copy_file(
             own, a new file is empty.
         into_directory: False: `dst` is the new file's name in any case, even if it is that of a
             link to a directory.
+        bwlimit: how many bytes per second are moved at most, from 4096 on, in blocks of an eighth
+            of that at most; those that `verify` reads back count too, those that are shared or
+            holes do not. Copies that are given the same `aiocp.pace.Pace` share its rate.
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
         cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
@@ -181,7 +186,7 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth, block_size, preserve, backup, suffix or link out of range, or
+        ValueError: depth, block_size, bwlimit, preserve, backup, suffix or link out of range, or
             `reflink="always"` with another `sparse` than "auto", `verify` or `resume` without
             `sync`, `resume` with `in_place`.
     """
@@ -202,6 +207,7 @@ def copy_file(
         backup=backup,
         suffix=suffix,
         attributes_only=attributes_only,
+        bwlimit=bwlimit,
         progress=progress,
         cancel=cancel,
     )
@@ -242,6 +248,7 @@ def prepare(
     backup: str,
     suffix: str | bytes,
     attributes_only: bool,
+    bwlimit: "int | Pace | None",
     progress: Progress | None,
     cancel: Cancel | None,
 ) -> "Copier":
@@ -251,9 +258,10 @@ def prepare(
     check_when("direct", direct)
     check_verify(verify, sync)
     check_resume(resume, sync, in_place)
+    pace = which_pace(bwlimit)
     return Copier(
         depth,
-        block_size,
+        paced_block_size(block_size, pace),
         direct,
         sparse,
         which_reflink(reflink, sparse),
@@ -267,6 +275,7 @@ def prepare(
         remove_destination,
         check_backup(backup, suffix),
         attributes_only,
+        pace,
         progress,
         cancel,
     )
@@ -318,6 +327,20 @@ def check_resume(resume: bool, sync: bool, in_place: bool) -> None:
             raise ValueError("resume needs a new file: it does not go with in_place")
 
 
+def which_pace(bwlimit: "int | Pace | None") -> "Pace | None":
+    """What has blocks wait for a rate. Raises ValueError unless it is one."""
+    if bwlimit is None:
+        return None
+    from aiocp.pace import Pace
+
+    return bwlimit if isinstance(bwlimit, Pace) else Pace(bwlimit)
+
+
+def paced_block_size(block_size: int, pace: "Pace | None") -> int:
+    """The size of the blocks of a copy that has a pace: so many that they come smoothly."""
+    return block_size if pace is None else pace.block_size(block_size)
+
+
 def check_when(name: str, when: str) -> None:
     """Raise ValueError unless this is one of the three that several arguments take."""
     if when not in ("auto", "always", "never"):
@@ -360,6 +383,7 @@ class Copier(NamedTuple):
     remove: bool
     backup: tuple[str, bytes]
     attributes_only: bool
+    pace: "Pace | None"
     progress: Progress | None
     cancel: Cancel | None
     shared: Context | None = None
@@ -461,7 +485,7 @@ class Copier(NamedTuple):
     ) -> CopyResult | None:
         """Copy a small file by a batch of one; None where that is not for this one."""
         general = self.attributes_only or self.verify or self.sparse == "always" or self.shared
-        if general or not self._is_small(source):
+        if general or self.pace or not self._is_small(source):
             return None
         copied = copy_small(
             source,
@@ -637,7 +661,8 @@ class Copier(NamedTuple):
         nothing = holes and extents.has_no_data(source.fd, source.stat)
         shared = transfer.cloned and not self.verify
         if self._is_small(source) or shared or nothing:
-            return Context(1, SMALL, aio=False)  # the end of one for AIO takes 33 ms
+            # the end of one for AIO takes 33 ms
+            return Context(1, paced_block_size(SMALL, self.pace), aio=False)
         return Context(self.depth, self.block_size)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
@@ -710,7 +735,7 @@ class Copier(NamedTuple):
     def _run(self, context: Context, transfer: engine.Transfer, total: int = 0) -> None:
         """Drive a transfer to its end; tell how far it is of `total`."""
         reported = transfer.moved
-        for _ in engine.Engine(context, [transfer]).run():
+        for _ in engine.Engine(context, [transfer], self.pace).run():
             look(self.cancel)
             if (done := transfer.moved) != reported:
                 reported = done
@@ -728,7 +753,8 @@ class Copier(NamedTuple):
             transfer.leave_zeroes_out(0)
             data = _data(transfer, context)
         block = context.memory(0, context.block_size)
-        for done in transfer.copy_stream(block, self.cancel, data):
+        pace = self.pace if self.shared is None else None  # a file of /proc: nobody waits for it
+        for done in transfer.copy_stream(block, self.cancel, data, pace):
             self._report(done, total)
 
     def _report(self, done: int, total: int) -> None:

@@ -8,7 +8,8 @@
 
 A slot goes FREE -> READING -> WRITING -> FREE for a block, FREE -> SYNCING -> FREE for a sync. The
 engine never waits: `start` begins what can be begun, `complete` takes what has ended, and whoever
-drives them decides how to wait in between (`run` does it with the context's `reap`). It knows
+drives them decides how to wait in between (`run` does it with the context's `reap`). With a pace a
+block is begun when that says so, and `delay` tells for how long there is nothing to start. It knows
 integers only: descriptors, offsets, lengths, slots.
 """
 
@@ -27,7 +28,8 @@ class Context(Protocol):
 
     A prep queues one operation on a slot; a cached read takes what is in memory, and is EAGAIN, or
     short, where something is not. `submit` hands the queue to the kernel, or as much of it as the
-    kernel takes now; `reap` waits for at least one completion while any is in flight.
+    kernel takes now; `reap` waits for at least one completion while any is in flight, or with a
+    timeout for so many seconds, in any case.
     """
 
     depth: int
@@ -42,7 +44,15 @@ class Context(Protocol):
     def pad(self, slot: int, start: int, padding: bytes) -> None: ...
     def next_data(self, slot: int, start: int, stop: int, unit: int) -> tuple[int, int]: ...
     def submit(self) -> None: ...
-    def reap(self) -> list[Completion]: ...
+    def reap(self, timeout: float | None = None) -> list[Completion]: ...
+
+
+class Pace(Protocol):
+    """What has blocks wait for their turns: `reserve` gives the time at which one of so many bytes
+    is due, `left` the seconds until then, or until it is to be asked again."""
+
+    def reserve(self, length: int) -> float: ...
+    def left(self, due: float) -> float: ...
 
 
 class Sync(IntEnum):
@@ -152,10 +162,16 @@ def blocks(extents: Iterable[Extent], block_size: int) -> Iterator[Extent]:
 class Engine:
     """Drives transfers through a context, with as many slots in flight as there is work for."""
 
-    def __init__(self, context: Context, transfers: Iterable[Transfer]) -> None:
+    def __init__(
+        self, context: Context, transfers: Iterable[Transfer], pace: Pace | None = None
+    ) -> None:
         depth = context.depth
         self.bytes_written = 0  # by all transfers
+        self.delay: float | None = None  # seconds until a block may begin that waits for the pace
         self._context = context
+        self._pace = pace
+        self._held: Extent | None = None  # the block that waits
+        self._due = 0.0  # until then
         self._transfers = iter(transfers)
         self._added: deque[Transfer] = deque()
         self._current: Transfer | None = None
@@ -192,6 +208,7 @@ class Engine:
         """
         finished: list[Transfer] = []
         self._copies = False
+        self.delay = None
         while self._free and not (finished or self._copies) and self._next_block(finished):
             pass
         self._context.submit()
@@ -217,8 +234,8 @@ class Engine:
         while True:
             if finished := self.start():
                 yield from finished
-            elif self.in_flight:
-                yield from self.complete(self._context.reap())
+            elif self.in_flight or self.delay:
+                yield from self.complete(self._context.reap(self.delay))
                 yield None
             else:
                 return
@@ -237,10 +254,14 @@ class Engine:
         if transfer.due and not transfer.failed:
             self._begin_mark(transfer)
             return True
-        block = None
-        if not transfer.failed:
+        block, self._held = self._held, None
+        if transfer.failed:
+            block = None
+        elif block is None:
             try:
                 block = next(self._blocks, None)
+                if block is not None and self._pace is not None:
+                    self._due = self._pace.reserve(block[1])
             except OSError as error:  # the extents are read lazily, from the source
                 transfer.error = error
         if block is None:
@@ -248,6 +269,9 @@ class Engine:
             if not transfer.in_flight:
                 self._end(transfer, finished)
             return True
+        if self._pace is not None and (left := self._pace.left(self._due)):
+            self._held, self.delay = block, left
+            return False
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
         self._begun = block[0] + block[1]

@@ -42,6 +42,13 @@ def _depth(text: str) -> int:
     return depth
 
 
+def _rate(text: str) -> int:
+    from aiocp.pace import check_rate
+
+    check_rate(rate := parse_size(text))
+    return rate
+
+
 def _how(text: str) -> str:
     """One of the three values of several options, or what abbreviates it."""
     found = [how for how in HOW if how.startswith(text)]
@@ -277,6 +284,16 @@ class Options(NamedTuple):
     allow_changed: Annotated[
         bool, _flag(TRANSFER, "Accept a source that changes meanwhile.", "--allow-changed")
     ] = False
+    bwlimit: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Bytes per second at most, from 4096 on: 500K, 100M.",
+            "--bwlimit",
+            metavar="RATE",
+            parser=_rate,
+        ),
+    ] = None
     probe: Annotated[
         str | None,
         _flag(

@@ -6,6 +6,7 @@ from typing import Any
 
 from aiocp import arguments
 from aiocp.backup import METHODS, NONE, SUFFIX, Backups
+from aiocp.copier import which_pace
 from aiocp.metadata import WHERE_POSSIBLE
 from aiocp.operands import How
 from aiocp.options import Options, UsageError
@@ -65,6 +66,7 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "remove_destination": options.remove_destination,
             "attributes_only": options.attributes_only,
             "force": options.force,
+            "bwlimit": which_pace(options.bwlimit),  # one for all operands
             "cancel": cancel,
         },
         file={"direct": options.direct, "in_place": options.in_place},

@@ -13,6 +13,7 @@ from aiocp.place import open_directory
 from aiocp.source import Source, shrank
 
 if TYPE_CHECKING:
+    from aiocp.pace import Pace
     from aiocp.partial import Partial
     from aiocp.verify import Digests
 
@@ -108,10 +109,20 @@ class FileTransfer(engine.Transfer):
         return self.source.is_cached(offset, length)
 
     def copy_stream(
-        self, block: memoryview, cancel: Cancel | None, data: stream.Data | None = None
+        self,
+        block: memoryview,
+        cancel: Cancel | None,
+        data: stream.Data | None = None,
+        pace: "Pace | None" = None,
     ) -> Iterator[int]:
         """Copy what has no offsets, as stream.copy() does; yield the bytes done so far."""
-        saw = None if self.digests is None else self.digests.feed
+
+        def saw(read: memoryview) -> None:
+            if self.digests is not None:
+                self.digests.feed(read)
+            if pace is not None:
+                pace.wait(len(read), cancel)
+
         for done in stream.copy(self.read_fd, self.write_fd, block, cancel, data, saw):
             self.size = self.bytes_read = done
             self.bytes_written = done - self.holes

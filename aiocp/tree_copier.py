@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiocp import metadata
 from aiocp.backup import NONE, SUFFIX, check_backup
@@ -18,6 +18,8 @@ from aiocp.copier import (
     check_link,
     check_resume,
     check_verify,
+    paced_block_size,
+    which_pace,
     which_reflink,
 )
 from aiocp.errors import Cancel
@@ -27,6 +29,9 @@ from aiocp.outcome import Outcome
 from aiocp.reflink import Reflink
 from aiocp.tree_copy import TreeCopy
 from aiocp.tree_options import Replace, TreeOptions
+
+if TYPE_CHECKING:
+    from aiocp.pace import Pace
 
 # As many bytes as copy_file has in flight, in blocks that small files fill better: 20,000 of them
 # on ext4, cold, took 0.88 s at 256 x 256K, 0.90 at 128 x 256K, 1.0 at 64 x 256K and at 64 x 1M
@@ -90,6 +95,7 @@ def copy_tree(
     links: HardLinks | None = None,
     on_entry: Callable[[Outcome], object] | None = None,
     on_error: Callable[[OSError], object] | None = None,
+    bwlimit: "int | Pace | None" = None,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> TreeResult:
@@ -99,8 +105,8 @@ def copy_tree(
 
     Arguments:
         depth, block_size, sparse, reflink, sync, verify, allow_changed, remove_destination, backup,
-            suffix, attributes_only, force, cancel: as for `copy_file`, for all files together;
-            depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
+            suffix, attributes_only, force, bwlimit, cancel: as for `copy_file`, for all files
+            together; depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
         resume: as for `copy_file`, for each large file; and what is there is left alone if it is
             of the source's size and not older, as finished by an earlier copy.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
@@ -140,8 +146,9 @@ def copy_tree(
     check_link(link)
     names = os.fsdecode(src), os.fsdecode(dst)
     limits = budget(depth)
+    pace = which_pace(bwlimit)
     how = TreeOptions(
-        block_size=block_size,
+        block_size=paced_block_size(block_size, pace),
         sparse=sparse,
         reflink=which_reflink(reflink, sparse),
         preserve=metadata.attributes(preserve),
@@ -158,6 +165,7 @@ def copy_tree(
         copy_contents=copy_contents,
         keep_links=keep_directory_symlink,
         force=force,
+        pace=pace,
     )
     copy = TreeCopy(
         (os.fsencode(src), os.fsencode(dst)),
@@ -170,7 +178,7 @@ def copy_tree(
         cancel=cancel,
     )
     begun = perf_counter()
-    with Context(limits.depth, block_size) as context:
+    with Context(limits.depth, how.block_size) as context:
         try:
             copy.run(context, one_file_system, exclude)
         except OSError as error:

@@ -24,6 +24,7 @@ from aiocp.budget import Budget
 from aiocp.context import Context
 from aiocp.copier import (
     Progress,
+    paced_block_size,
     rung,
 )
 from aiocp.engine import Engine, Sync, Transfer
@@ -77,7 +78,7 @@ class TreeCopy:
         self._moved = self._reported = 0  # bytes; those that the engine writes it counts itself
         self._open: set[TreeFile] = set()
         self._targets: set[Target] = set()
-        self._stream_block = memoryview(bytearray(SMALL))
+        self._stream_block = memoryview(bytearray(paced_block_size(SMALL, how.pace)))
         self._copied = links
         self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
         self._top = os.path.abspath(names[1])
@@ -103,7 +104,7 @@ class TreeCopy:
         )
         transfers = self._transfers(steps)
         self._context = context
-        self._engine = engine = Engine(context, transfers)
+        self._engine = engine = Engine(context, transfers, self.how.pace)
         with closing(steps), closing(transfers):
             self._drive(engine)
         self._report()
@@ -227,6 +228,7 @@ class TreeCopy:
             allow_changed=self.how.allow_changed,
             replace=not (self.how.remove or self.how.backs_up),
             holes=self.how.sparse == "auto",
+            at_once=self.how.pace is None,
         )
 
     def _opened(self, batch: Batch) -> Iterator[Transfer]:

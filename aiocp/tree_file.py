@@ -138,7 +138,7 @@ def begin(
             pass
         elif source.size is None:
             transfer.streamed = True
-            for _ in transfer.copy_stream(block, cancel):
+            for _ in transfer.copy_stream(block, cancel, pace=how.pace):
                 pass
             size = transfer.size
         else:

@@ -3,7 +3,7 @@
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from aiocp.backup import NONE
 from aiocp.copier import Link
@@ -11,6 +11,9 @@ from aiocp.engine import Sync
 from aiocp.extents import Sparse
 from aiocp.reflink import Reflink
 from aiocp.transfer import sync_before_name
+
+if TYPE_CHECKING:
+    from aiocp.pace import Pace
 
 # whether to replace, given the path, the source's stat and that of what has its name
 Replace = Callable[[bytes, os.stat_result, os.stat_result], bool]
@@ -38,6 +41,7 @@ class TreeOptions(NamedTuple):
     copy_contents: bool
     keep_links: bool
     force: bool
+    pace: "Pace | None"
 
     @property
     def backs_up(self) -> bool:

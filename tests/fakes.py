@@ -155,7 +155,7 @@ class ScriptedContext:
                 self._submit(operation)
             del self._queued[:taken]
 
-    def reap(self) -> list[Completion]:
+    def reap(self, timeout: float | None = None) -> list[Completion]:
         self.before_reap()
         if not self._in_flight:
             if not self._queued:

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +217,11 @@ def test_perform_answers_as_the_system_call() -> None:
         used.submit()
         assert used.reap() == [(0, -errno.EBADF)]
         assert used.reap() == []
+
+
+def test_reap_waits_as_long_as_asked() -> None:
+    """Also where nothing is in flight: whoever waits for a time does not go round and round."""
+    with Context(1, 4096) as used:
+        begun = time.monotonic()
+        assert [] == used.reap(0.05)
+        assert time.monotonic() - begun >= 0.05

@@ -47,7 +47,7 @@ def test_typer_says_the_same(argv: list[str]) -> None:
 
 def test_every_option_is_read_without_typer() -> None:
     """One after the other, with a value that it takes."""
-    values: dict[str, Any] = {"depth": 7, "block_size": 8192}
+    values: dict[str, Any] = {"depth": 7, "block_size": 8192, "bwlimit": 8192}
     seen = set()
     for declared in DECLARED[1:-1]:
         for names in declared.option.names:
