@@ -73,9 +73,10 @@ ffibuilder.cdef(
 
     struct aiocp_slots {
         unsigned nr, maxevents, in_flight, queued, peak;
-        int eventfd;
+        int eventfd, idle;
         size_t block_size, mapped;
         char *buffers;
+        struct iocb *iocbs;
         long *slot, *res;
         ...;
     };
@@ -256,6 +257,7 @@ ffibuilder.set_source(
         pid_t pid;
         unsigned nr, maxevents, in_flight, queued, peak;
         int eventfd;            /* is told of each completion, unless it is -1 */
+        int idle;               /* whether others go before, at the disk */
         size_t block_size, mapped, touched;
         char *mapping, *buffers;
         struct iocb *iocbs, **queue;
@@ -429,15 +431,34 @@ ffibuilder.set_source(
         memmove(s->queue, s->queue + n, s->queued * sizeof *s->queue);
     }
 
-    /* Submit the queue; the prefix that was taken leaves it. */
-    static int slots_submit(struct aiocp_slots *s)
+    /* IOCB_FLAG_IOPRIO since Linux 4.18; before that it is not looked at. */
+    enum { FLAG_IOPRIO = 1 << 1, CLASS_IDLE = 3 << 13 };
+
+    /* Submit the queue, with what an iocb has besides its operation, of which a prep has made
+       nothing. */
+    static int submit_queue(struct aiocp_slots *s)
     {
         unsigned i;
-        int n;
-        if (s->eventfd >= 0)
-            for (i = 0; i < s->queued; i++)
-                io_set_eventfd(s->queue[i], s->eventfd);
-        n = io_submit(s->ctx, s->queued, s->queue);
+        for (i = 0; i < s->queued; i++) {
+            struct iocb *iocb = s->queue[i];
+            iocb->u.c.flags = s->idle ? FLAG_IOPRIO : 0;
+            iocb->aio_reqprio = s->idle ? CLASS_IDLE : 0;
+            if (s->eventfd >= 0)
+                io_set_eventfd(iocb, s->eventfd);
+        }
+        return io_submit(s->ctx, s->queued, s->queue);
+    }
+
+    /* Submit the queue; the prefix that was taken leaves it. What is taken only without a priority
+       goes without from then on. */
+    static int slots_submit(struct aiocp_slots *s)
+    {
+        int n = submit_queue(s);
+        if (s->idle && (n == -EINVAL || n == -ENOTBLK)) {
+            s->idle = 0;
+            n = submit_queue(s);
+            s->idle = n <= 0;
+        }
         if (n > 0) {
             s->in_flight += n;
             if (s->in_flight > s->peak)

@@ -63,12 +63,13 @@ async def copy_file(
     attributes_only: bool = False,
     into_directory: bool = True,
     bwlimit: "int | Pace | None" = None,
+    idle: bool = False,
     progress: Progress | None = None,
 ) -> CopyResult:
     """Copy a file as `aiocp.copy_file` does: with its arguments, its result and its errors.
 
-    Copies of one loop with the same `depth`, `block_size` (bytes) and `bwlimit` (bytes per second)
-    share a context: these are for all of them together. `progress` is called by the loop.
+    Copies of one loop with the same `depth`, `block_size` (bytes), `bwlimit` (bytes per second) and
+    `idle` share a context: these are for all of them together. `progress` is called by the loop.
     Opening, making and naming files is done in the loop too.
 
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
@@ -92,6 +93,7 @@ async def copy_file(
         suffix=suffix,
         attributes_only=attributes_only,
         bwlimit=bwlimit,
+        idle=idle,
         progress=progress,
         cancel=None,
     )
@@ -180,7 +182,7 @@ class _Driver:
         self._waiting: dict[Transfer, _Waiting] = {}
         self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._close = finalize(self, os.close, self._eventfd)
-        self.context = Context(how.depth, how.block_size)
+        self.context = Context(how.depth, how.block_size, idle=how.idle)
         self._engine = Engine(self.context, (), how.pace)
         self._timer: asyncio.TimerHandle | None = None  # for a block that waits for the pace
         self.context.notify(self._eventfd)
@@ -261,7 +263,7 @@ def _driver(how: Copier, bwlimit: object) -> Iterator[_Driver]:
     """The running loop's driver of such copies, for as long as it is in use."""
     loop = asyncio.get_running_loop()
     drivers = _drivers.setdefault(loop, {})
-    kind = how.depth, how.block_size, bwlimit
+    kind = how.depth, how.block_size, bwlimit, how.idle
     driver = drivers.get(kind)
     if driver is None:
         driver = drivers[kind] = _Driver(loop, how)

@@ -30,17 +30,22 @@ class Context:
     """`depth` slots for the engine: prep, submit, reap; close when done.
 
     `depth` is what fs.aio-max-nr allowed, at most what was asked. Without `aio` operations are done
-    by plain system calls: for syncs only, as the end of an AIO context takes 33 ms.
+    by plain system calls: for syncs only, as the end of an AIO context takes 33 ms. With `idle` AIO
+    is of the idle class of I/O priority, whatever that of the thread is.
     """
 
-    def __init__(self, depth: int, block_size: int, *, aio: bool = True) -> None:
+    def __init__(
+        self, depth: int, block_size: int, *, aio: bool = True, idle: bool = False
+    ) -> None:
         self.block_size = block_size
+        self._idle = idle
         self._taken = 0  # operations that the kernel took
         self._performed = 0  # operations done by plain system calls instead
         self._refusal = 0  # why, the errno that io_submit gave last
         self._slots = self._acquire(depth) if aio else Slots()
         self.depth = min(depth, self._slots.maxevents or depth)
         self._asked = depth
+        self._slots.idle = idle
         with operation("allocate buffers"):
             self._slots.resize(self.depth, block_size)
         self.prep_read = self._slots.prep_preadv
@@ -94,6 +99,8 @@ class Context:
         if self._performed and self._refusal:
             why = os.strerror(self._refusal)
             yield f"{self._performed} operations by plain system calls, AIO was refused: {why}"
+        if self._idle and not self._slots.idle:
+            yield "AIO takes no priority: idle only as far as the thread is"
 
     def pad(self, slot: int, start: int, padding: bytes) -> None:
         """Put `padding` into the slot's block at `start`."""

@@ -130,6 +130,7 @@ def copy_file(
     attributes_only: bool = False,
     into_directory: bool = True,
     bwlimit: "int | Pace | None" = None,
+    idle: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> CopyResult:
@@ -175,6 +176,8 @@ def copy_file(
         bwlimit: how many bytes per second are moved at most, from 4096 on, in blocks of an eighth
             of that at most; those that `verify` reads back count too, those that are shared or
             holes do not. Copies that are given the same `aiocp.pace.Pace` share its rate.
+        idle: use the disk when nobody else does, as far as its I/O scheduler makes a difference:
+            the idle class of ioprio_set(2).
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
         cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
@@ -208,6 +211,7 @@ def copy_file(
         suffix=suffix,
         attributes_only=attributes_only,
         bwlimit=bwlimit,
+        idle=idle,
         progress=progress,
         cancel=cancel,
     )
@@ -249,6 +253,7 @@ def prepare(
     suffix: str | bytes,
     attributes_only: bool,
     bwlimit: "int | Pace | None",
+    idle: bool,
     progress: Progress | None,
     cancel: Cancel | None,
 ) -> "Copier":
@@ -276,6 +281,7 @@ def prepare(
         check_backup(backup, suffix),
         attributes_only,
         pace,
+        idle,
         progress,
         cancel,
     )
@@ -384,6 +390,7 @@ class Copier(NamedTuple):
     backup: tuple[str, bytes]
     attributes_only: bool
     pace: "Pace | None"
+    idle: bool
     progress: Progress | None
     cancel: Cancel | None
     shared: Context | None = None
@@ -454,7 +461,16 @@ class Copier(NamedTuple):
 
     def copy(self, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
         """Copy one file; `names` are what the result calls the two."""
-        steps = self.steps(src, dst, names)
+        if not self.idle:
+            return self._drive(self.steps(src, dst, names))
+        from aiocp.priority import lowered
+
+        with lowered(idle=self.idle) as notes:
+            result = self._drive(self.steps(src, dst, names))
+        return result._replace(notes=(*result.notes, *notes))
+
+    def _drive(self, steps: Steps[CopyResult]) -> CopyResult:
+        """Drive the transfers of a copy, one after the other."""
         raised: BaseException | None = None
         while True:
             try:
@@ -663,7 +679,7 @@ class Copier(NamedTuple):
         if self._is_small(source) or shared or nothing:
             # the end of one for AIO takes 33 ms
             return Context(1, paced_block_size(SMALL, self.pace), aio=False)
-        return Context(self.depth, self.block_size)
+        return Context(self.depth, self.block_size, idle=self.idle)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""

@@ -219,6 +219,16 @@ def direct_alignment(fd: int) -> int | None:
     return max(int(memory[0]), int(offset[0]))
 
 
+def set_io_priority(priority: int) -> int:
+    """Give this thread an I/O priority; the one that it had. Threads that it starts inherit it.
+
+    Raises OSError from ioprio_set(2).
+    """
+    before: int = lib.io_priority(priority)
+    _check(before)
+    return before
+
+
 _BTRFS, _EXT4, _XFS = 0x9123683E, 0xEF53, 0x58465342
 
 # those whose close(2) has nothing to say; next to these tmpfs, F2FS, bcachefs

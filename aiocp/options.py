@@ -294,6 +294,7 @@ class Options(NamedTuple):
             parser=_rate,
         ),
     ] = None
+    idle: Annotated[bool, _flag(TRANSFER, "Use the disk when nobody else does.", "--idle")] = False
     probe: Annotated[
         str | None,
         _flag(

@@ -67,6 +67,7 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "attributes_only": options.attributes_only,
             "force": options.force,
             "bwlimit": which_pace(options.bwlimit),  # one for all operands
+            "idle": options.idle,
             "cancel": cancel,
         },
         file={"direct": options.direct, "in_place": options.in_place},

@@ -118,6 +118,16 @@ class Slots:
         """Have a descriptor of eventfd(2) told of each completion; -1: none."""
         self._slots.eventfd = eventfd
 
+    @property
+    def idle(self) -> bool:
+        """Whether what is submitted is of the idle class of I/O priority, whatever that of the
+        thread is; False after it was asked for and refused."""
+        return bool(self._slots.idle)
+
+    @idle.setter
+    def idle(self, wanted: bool) -> None:
+        self._slots.idle = wanted
+
     def getevents(self, min_nr: int, timeout: float | None) -> int:
         """Reap; the number of completions, or a negative errno. `timeout` in seconds."""
         if timeout is None:

@@ -26,6 +26,7 @@ from aiocp.errors import Cancel
 from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
+from aiocp.priority import lowered
 from aiocp.reflink import Reflink
 from aiocp.tree_copy import TreeCopy
 from aiocp.tree_options import Replace, TreeOptions
@@ -96,6 +97,7 @@ def copy_tree(
     on_entry: Callable[[Outcome], object] | None = None,
     on_error: Callable[[OSError], object] | None = None,
     bwlimit: "int | Pace | None" = None,
+    idle: bool = False,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
 ) -> TreeResult:
@@ -105,7 +107,7 @@ def copy_tree(
 
     Arguments:
         depth, block_size, sparse, reflink, sync, verify, allow_changed, remove_destination, backup,
-            suffix, attributes_only, force, bwlimit, cancel: as for `copy_file`, for all files
+            suffix, attributes_only, force, bwlimit, idle, cancel: as for `copy_file`, for all files
             together; depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
         resume: as for `copy_file`, for each large file; and what is there is left alone if it is
             of the source's size and not older, as finished by an earlier copy.
@@ -167,18 +169,18 @@ def copy_tree(
         force=force,
         pace=pace,
     )
-    copy = TreeCopy(
-        (os.fsencode(src), os.fsencode(dst)),
-        how,
-        limits,
-        HardLinks() if links is None else links,
-        on_entry=on_entry,
-        on_error=on_error,
-        progress=progress,
-        cancel=cancel,
-    )
     begun = perf_counter()
-    with Context(limits.depth, how.block_size) as context:
+    with lowered(idle=idle), Context(limits.depth, how.block_size, idle=idle) as context:
+        copy = TreeCopy(  # its threads inherit the priority
+            (os.fsencode(src), os.fsencode(dst)),
+            how,
+            limits,
+            HardLinks() if links is None else links,
+            on_entry=on_entry,
+            on_error=on_error,
+            progress=progress,
+            cancel=cancel,
+        )
         try:
             copy.run(context, one_file_system, exclude)
         except OSError as error:

@@ -34,7 +34,7 @@ LAYERS = [
     {"journal", "source", "metadata", "context", "tree", "extents", "host"},
     {"engine", "direct", "stream", "existing", "mount", "outcome", "page_cache"},
     {"quoting", "sweep"},
-    {"pace"},
+    {"pace", "priority"},
     {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]

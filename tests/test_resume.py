@@ -62,7 +62,7 @@ def when(happened: Callable[[], bool], act: Callable[[], object]) -> Callable[[i
     each time, since it happens in the copy and in a thread of it."""
 
     def progress(done: int, total: int) -> None:
-        deadline = time.monotonic() + 0.2
+        deadline = time.monotonic() + 0.05
         while not happened() and time.monotonic() < deadline:
             time.sleep(0.001)
         if happened():
