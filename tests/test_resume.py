@@ -538,7 +538,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_command_is_stopped_and_goes_on(tmp_path: Path) -> None:
     """What is kept is said, and no more of it is written than is missing."""
-    source, destination = sparse_file(tmp_path / "source", 2048 * MIB), tmp_path / "copy"
+    source, destination = sparse_file(tmp_path / "source", 1024 * MIB), tmp_path / "copy"
     slowly = ["--sparse=never", "--reflink=never", "--depth=1", "--block-size=4096"]
     with command("--resume", *slowly, source, destination) as process:
         wait_for(process, re.escape(f"{tmp_path}/.copy.aiocp-journal"))
