@@ -274,13 +274,13 @@ class Batch:
             if lib.batch_refused(self._batch, index):
                 yield data
 
-    def copied(self) -> Iterator[tuple[int, str]]:
-        """What was placed, and how its data was carried, as CopyResult calls it."""
+    def copied(self) -> Iterator[tuple[int, str, int]]:
+        """What was placed, how its data was carried, as CopyResult calls it, and its size."""
         for index in range(len(self)):
             file = self._files[index]
             if file.state == lib.PLACED:
                 read = "aio-buffered" if index in self._read else "plain"
-                yield index, "reflink" if file.cloned else read
+                yield index, "reflink" if file.cloned else read, file.size
 
     def failures(self) -> Iterator[tuple[int, OSError]]:
         """What was not placed and is no other's, with its error."""

@@ -106,6 +106,11 @@ class CopyResult(NamedTuple):
     rate: float
     notes: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """As that of an Outcome."""
+        return "link" if self.method == "symbolic-link" else "file"
+
 
 def copy_file(
     src: StrPath,

@@ -19,7 +19,7 @@ from aiocp.errors import fail, operation, same_file
 from aiocp.existing import Relation, relation
 from aiocp.hard_links import HardLinks, identity
 from aiocp.linux import File
-from aiocp.outcome import Outcome
+from aiocp.outcome import Outcome, kind_of
 from aiocp.quoting import quoted
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class How(NamedTuple):
     `follow` says which symbolic links are followed, `backup` is method and suffix, `parents` the
     directory below which those above a source are made, `update` and `existing` say what becomes of
     what is at the destination already. `ask` is called with its name where that is to be asked,
-    `warn` with words, `on_entry` and `on_error` as by `copy_tree`.
+    `warn` with words, `on_entry` and `on_error` as by `copy_tree`; of a file that is an operand the
+    former is given the result itself.
     """
 
     recursive: bool
@@ -49,7 +50,7 @@ class How(NamedTuple):
     existing: Literal["replace", "keep", "ask"]
     ask: Callable[[str], bool]
     warn: Callable[[str], object]
-    on_entry: Callable[[Outcome], object] | None
+    on_entry: Callable[[Outcome | CopyResult], object] | None
     on_error: Callable[[OSError], object]
     common: dict[str, Any]
     file: dict[str, Any]
@@ -196,7 +197,8 @@ class Operands:
             **how.backup_arguments(),
             **how.file,
         )
-        self._tell(source, destination, result.method, result.backup, result.removed, result.notes)
+        if how.on_entry is not None:
+            how.on_entry(result)
         return result
 
     def _node(self, source: str, destination: str, seen: Status) -> None:
@@ -216,7 +218,7 @@ class Operands:
                 replace=how.common["force"] or not how.common["attributes_only"],
                 backups=backups,
             )
-        self._tell_node(source, destination, "special", replaced)
+        self._tell_node(source, destination, "special", kind_of(seen.st_mode), replaced)
 
     def _link_source(self, link: Link, source: str, destination: str, seen: Status) -> None:
         from aiocp.link import link_file, replaces
@@ -240,7 +242,8 @@ class Operands:
         if replaced is not None:
             if not removes:  # cp, too, says nothing of what only makes way
                 replaced = replaced._replace(existed=False)
-            self._tell_node(source, destination, f"{link}-link", replaced)
+            kind = "link" if link == "symbolic" else kind_of(seen.st_mode)
+            self._tell_node(source, destination, f"{link}-link", kind, replaced)
 
     # --- what is there already ---
 
@@ -276,7 +279,7 @@ class Operands:
             if what is Relation.DONE:
                 return False
         if self._is_finished(seen, existing) or not self._replace(destination, b"", seen, existing):
-            self._tell(source, destination, "skipped")
+            self._tell(source, destination, "skipped", kind_of(seen.st_mode))
             return False
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none")
@@ -345,7 +348,8 @@ class Operands:
                 backups = self.how.backups()
                 replaced = link_node(file.fileno(), found, directory, name, backups=backups)
         self._created.add(_entry(destination, found))
-        self._tell_node(source, destination, "hard-link", replaced or Replaced())
+        kind = kind_of(found.st_mode)
+        self._tell_node(source, destination, "hard-link", kind, replaced or Replaced())
         return True
 
     @contextmanager
@@ -362,27 +366,29 @@ class Operands:
     # --- what is said ---
 
     def _tell_directory(self, source: bytes, destination: bytes) -> None:
-        self._tell(os.fsdecode(source), os.fsdecode(destination), "directory")
+        self._tell(os.fsdecode(source), os.fsdecode(destination), "directory", "directory")
 
-    def _tell_node(self, source: str, destination: str, method: str, replaced: Replaced) -> None:
+    def _tell_node(
+        self, source: str, destination: str, method: str, kind: str, replaced: Replaced
+    ) -> None:
         backup = None
         if replaced.backup is not None:
             directory = os.path.dirname(destination)
             backup = os.path.join(directory, os.fsdecode(replaced.backup))
         removed = replaced.existed and backup is None
-        self._tell(source, destination, method, backup, removed)
+        self._tell(source, destination, method, kind, backup, removed)
 
     def _tell(
         self,
         source: str,
         destination: str,
         method: str,
+        kind: str,
         backup: str | None = None,
         removed: bool = False,
-        notes: tuple[str, ...] = (),
     ) -> None:
         if self.how.on_entry is not None:
-            self.how.on_entry(Outcome(source, destination, method, backup, removed, notes))
+            self.how.on_entry(Outcome(source, destination, method, backup, removed, kind))
 
 
 def _look(path: str, *, follow: bool) -> Status | None:

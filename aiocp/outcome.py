@@ -1,5 +1,6 @@
 """What became of one thing that was to be copied."""
 
+import stat
 from typing import NamedTuple
 
 
@@ -10,7 +11,9 @@ class Outcome(NamedTuple):
     contents, else "attributes", "directory", "special" (links, FIFOs, sockets, device nodes),
     "hard-link", "symbolic-link", or "skipped" where what is there was not to be replaced. `backup`
     is the name that what was there has now, `removed` tells that it went, without a backup, and
-    left nothing to what has its name now. `notes` are those of CopyResult.
+    left nothing to what has its name now. `kind` is "file", "directory", "link" (a symbolic one) or
+    "special", and `size` in bytes, of what a file got of the source's contents. `notes` are as
+    those of CopyResult.
     """
 
     source: str
@@ -18,4 +21,15 @@ class Outcome(NamedTuple):
     method: str
     backup: str | None = None
     removed: bool = False
+    kind: str = "file"
+    size: int = 0
     notes: tuple[str, ...] = ()
+
+
+def kind_of(mode: int) -> str:
+    """What a mode says that it is, as Outcome calls it."""
+    if stat.S_ISREG(mode):
+        return "file"
+    if stat.S_ISDIR(mode):
+        return "directory"
+    return "link" if stat.S_ISLNK(mode) else "special"

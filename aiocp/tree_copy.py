@@ -33,7 +33,7 @@ from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.linux import File, dirty_bytes, has_syncfs
 from aiocp.nodes import link_node
 from aiocp.opening import Opening
-from aiocp.outcome import Outcome
+from aiocp.outcome import Outcome, kind_of
 from aiocp.placing import Placing, Written
 from aiocp.source import SMALL, Source
 from aiocp.target import Target, TargetSync, make_directory
@@ -69,6 +69,7 @@ class TreeCopy:
         self.names, self.how = names, how
         self.on_entry, self.on_error = on_entry, on_error
         self.progress, self.cancel = progress, cancel
+        self._above = [os.fsdecode(os.path.join(name, b"")) for name in names]
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.holes = self.reflinked = 0
         self.errors: list[OSError] = []
@@ -306,7 +307,7 @@ class TreeCopy:
                 self._failed(directory.path, error)
         self.directories += 1
         if created:
-            self._tell(directory.path, "directory")
+            self._tell(directory.path, "directory", "directory")
         return target
 
     def _entry(
@@ -349,7 +350,8 @@ class TreeCopy:
             return transfer
         made = make(self.how, target, name, from_fd, os.path.join(self.names[0], path), seen)
         if made is not None:
-            self._count(path, made.method, made.replaced, is_link=made.is_link)
+            kind = "link" if made.is_link else kind_of(seen.st_mode)
+            self._count(path, made.method, made.replaced, kind, is_link=made.is_link)
         if linked:
             found = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
             self._remember(key, target, name, found)
@@ -373,7 +375,7 @@ class TreeCopy:
             return True
         if self.how.replace(path, seen, existing):
             return True
-        self._tell(path, "skipped")
+        self._tell(path, "skipped", kind_of(seen.st_mode))
         return False
 
     def _link(self, source: Identity, target: Target, name: bytes, path: bytes) -> bool:
@@ -402,7 +404,7 @@ class TreeCopy:
                 if stat.S_ISDIR(os.stat(name, dir_fd=target.fd()).st_mode):
                     raise fail(EISDIR, "cannot overwrite a directory with what is none")
         replaced = link_node(fd, found, target.fd(), name, backups=target.backups)
-        self._count(path, "hard-link", replaced or Replaced())
+        self._count(path, "hard-link", replaced or Replaced(), kind_of(found.st_mode))
 
     # --- what the engine gives back ---
 
@@ -502,9 +504,10 @@ class TreeCopy:
         for index, error in batch.failures():
             self._failed(batch.where(index).directory.join(batch.name(index)), error)
         if self.on_entry is not None:
-            for index, how in batch.copied():
+            for index, how, size in batch.copied():
                 path = batch.where(index).directory.join(batch.name(index))
-                self._tell(path, "plain" if how == "aio-buffered" and self._context.plain else how)
+                plain = how == "aio-buffered" and self._context.plain
+                self._tell(path, "plain" if plain else how, "file", size=size)
         self.files += batch.placed
         self.reflinked += batch.cloned
         self.bytes += batch.size
@@ -550,7 +553,15 @@ class TreeCopy:
             method = rung(transfer, self._context, transfer.streamed)
             if self.how.attributes_only:
                 method = "attributes"
-            self._tell(transfer.path, method, destination.removes, destination.backup)
+            self._tell(
+                transfer.path,
+                method,
+                "file",
+                destination.removes,
+                destination.backup,
+                transfer.size,
+                () if transfer.unfinished is None else tuple(transfer.unfinished.notes()),
+            )
         if transfer.identity is None:
             return
         if transfer.place is None or self.how.follow:
@@ -612,7 +623,7 @@ class TreeCopy:
         return target.parent
 
     def _count(
-        self, path: bytes, method: str, replaced: Replaced, *, is_link: bool = False
+        self, path: bytes, method: str, replaced: Replaced, kind: str, *, is_link: bool = False
     ) -> None:
         """Count, and tell of, what was made at once."""
         if is_link:
@@ -621,10 +632,17 @@ class TreeCopy:
             self.specials += 1
         else:
             self.files += 1
-        self._tell(path, method, replaced.existed, replaced.backup)
+        self._tell(path, method, kind, replaced.existed, replaced.backup)
 
     def _tell(
-        self, path: bytes, method: str, existed: bool = False, backup: bytes | None = None
+        self,
+        path: bytes,
+        method: str,
+        kind: str,
+        existed: bool = False,
+        backup: bytes | None = None,
+        size: int = 0,
+        notes: tuple[str, ...] = (),
     ) -> None:
         if self.on_entry is None:
             return
@@ -632,12 +650,15 @@ class TreeCopy:
         kept = None
         if backup is not None:
             kept = os.fsdecode(os.path.join(os.path.dirname(os.fsencode(destination)), backup))
-        self.on_entry(Outcome(source, destination, method, kept, existed and backup is None))
+        removed = existed and backup is None
+        self.on_entry(Outcome(source, destination, method, kept, removed, kind, size, notes))
 
     def _both(self, path: bytes) -> tuple[str, str]:
-        """The names of an entry on both sides."""
-        source, destination = (os.path.join(name, path) if path else name for name in self.names)
-        return os.fsdecode(source), os.fsdecode(destination)
+        """The names of an entry on both sides; those of the tree for the empty path."""
+        if not path:
+            return os.fsdecode(self.names[0]), os.fsdecode(self.names[1])
+        below = os.fsdecode(path)
+        return self._above[0] + below, self._above[1] + below
 
     def _failed(self, path: bytes, error: BaseException) -> None:
         """Take down what was not copied."""
