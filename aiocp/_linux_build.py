@@ -34,6 +34,18 @@ ffibuilder.cdef(
     int io_priority(int priority);
     long long filesystem_type(int fd);
     long long cached_bytes(int fd, long long offset, long long length, int *dirty);
+
+    struct aiocp_tally {
+        long long entries, bytes;
+        int stop;
+        ...;
+    };
+    struct aiocp_tally *tally_new(int follow, int links);
+    int tally_directory(struct aiocp_tally *t, int fd);
+    int tally_entry(struct aiocp_tally *t, int fd, const char *name, int type);
+    size_t tally_names(struct aiocp_tally *t, const char **names);
+    size_t tally_linked(struct aiocp_tally *t, unsigned long long **files);
+    void tally_free(struct aiocp_tally *t);
     """
 )
 
@@ -323,6 +335,114 @@ ffibuilder.set_source(
             return -errno;
         *dirty = pages.dirty || pages.writeback;
         return pages.cached * sysconf(_SC_PAGESIZE);
+    }
+
+    /* Bytes put one behind the other. */
+    struct heap {
+        char *at;
+        size_t used, room;
+    };
+
+    static int put(struct heap *h, const void *bytes, size_t length)
+    {
+        if (h->room - h->used < length) {
+            size_t room = 2 * h->room + length + 4096;
+            char *at = realloc(h->at, room);
+            if (!at)
+                return -ENOMEM;
+            h->at = at;
+            h->room = room;
+        }
+        memcpy(h->at + h->used, bytes, length);
+        h->used += length;
+        return 0;
+    }
+
+    /* What is counted, directory by directory, while others look at it: how many entries are no
+       directories, and the bytes of the regular files of these. `follow` counts what links point
+       to. With `links` files that have several names are set aside with theirs. */
+    struct aiocp_tally {
+        long long entries, bytes;
+        int stop;
+        int follow, links;
+        struct heap names, linked;
+    };
+
+    static struct aiocp_tally *tally_new(int follow, int links)
+    {
+        struct aiocp_tally *t = calloc(1, sizeof *t);
+        if (t) {
+            t->follow = follow;
+            t->links = links;
+        }
+        return t;
+    }
+
+    /* `type` is one of DT_*; 0, DT_UNKNOWN, if it is not known. */
+    static int tally_entry(struct aiocp_tally *t, int fd, const char *name, int type)
+    {
+        enum { DIRECTORY = 4, REGULAR = 8, LINK = 10 };
+        struct stat seen;
+        int look = type == 0 || type == REGULAR || (type == LINK && t->follow);
+        if (look && fstatat(fd, name, &seen, t->follow ? 0 : AT_SYMLINK_NOFOLLOW) < 0)
+            look = 0;                   /* its copy will say so */
+        if (type == DIRECTORY || (look && S_ISDIR(seen.st_mode)))
+            return put(&t->names, name, strlen(name) + 1);
+        t->entries++;
+        if (!look || !S_ISREG(seen.st_mode))
+            return 0;
+        if (t->links && (seen.st_nlink > 1 || t->follow)) {
+            unsigned long long file[3] = {seen.st_dev, seen.st_ino, seen.st_size};
+            return put(&t->linked, file, sizeof file);
+        }
+        t->bytes += seen.st_size;
+        return 0;
+    }
+
+    static int tally_directory(struct aiocp_tally *t, int fd)
+    {
+        enum { LENGTH_AT = 16, TYPE_AT = 18, NAME_AT = 19 };    /* of a struct linux_dirent64 */
+        char entries[32 << 10];
+        long length;
+        int r = 0;
+        t->names.used = 0;
+        while (!t->stop && (length = syscall(SYS_getdents64, fd, entries, sizeof entries))) {
+            unsigned short step;
+            if (length < 0)
+                return -errno;
+            for (long at = 0; at < length && r == 0 && !t->stop; at += step) {
+                const char *name = entries + at + NAME_AT;
+                memcpy(&step, entries + at + LENGTH_AT, sizeof step);
+                if (strcmp(name, ".") && strcmp(name, ".."))
+                    r = tally_entry(t, fd, name, entries[at + TYPE_AT]);
+            }
+            if (r < 0)
+                return r;
+        }
+        return 0;
+    }
+
+    /* The directories in the one counted last, each name with a NUL behind it. */
+    static size_t tally_names(struct aiocp_tally *t, const char **names)
+    {
+        *names = t->names.at;
+        return t->names.used;
+    }
+
+    /* The files set aside since this was called last, each as its device, inode number and size. */
+    static size_t tally_linked(struct aiocp_tally *t, unsigned long long **files)
+    {
+        size_t used = t->linked.used;
+        t->linked.used = 0;
+        *files = (unsigned long long *)t->linked.at;
+        return used / (3 * sizeof **files);
+    }
+
+    static void tally_free(struct aiocp_tally *t)
+    {
+        free(t->names.at);
+        free(t->linked.at);
+        free(t);
     }
     """,
 )

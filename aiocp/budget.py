@@ -27,13 +27,13 @@ class Budget(NamedTuple):
     together: int
 
 
-def budget(depth: int) -> Budget:
+def budget(depth: int, walks: int = 1) -> Budget:
     """Three descriptors for each slot, whose file may have a second one for what of it is cached;
     two for each file of the batches that are open ahead; one for each that waits for its sync or is
-    being synced; those of the directories on the way down. So depth bounds them all, and
-    RLIMIT_NOFILE does."""
+    being synced; those of the directories on the way down, of each of the `walks` and of the copy.
+    So depth bounds them all, and RLIMIT_NOFILE does."""
     limit, _ = getrlimit(RLIMIT_NOFILE)
-    room = sys.maxsize if limit == RLIM_INFINITY else limit - 2 * KEPT_OPEN - _OTHERS
+    room = sys.maxsize if limit == RLIM_INFINITY else limit - (walks + 1) * KEPT_OPEN - _OTHERS
     depth = max(1, min(depth, room // 8))
     batch = max(1, min(CAPACITY, depth, room // 32))
     rest = room - 3 * depth - 2 * (AHEAD + 2) * batch

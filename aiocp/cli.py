@@ -90,7 +90,7 @@ def _copy(options: Options) -> int:
     for source, destination in pairs:
         try:
             with show(os.path.basename(source.rstrip("/"))) as signals.progress:
-                result = copy(source, destination, progress=signals.progress.update)
+                result = copy(source, destination, progress=signals.progress)
         except OSError as error:
             said.error(error)
         except Cancelled as stopped:

@@ -54,6 +54,10 @@ class HardLinks:
         name = bytes(self._records[at : at + length])
         return os.path.join(directory, name), (device, inode)
 
+    def identities(self) -> "Identities":
+        """Those of all that was added until now."""
+        return Identities({device: table.copy() for device, table in self._tables.items()})
+
     def _index(self, directory: bytes, device: int) -> int:
         """Of a directory; one that was not needed for long may get another."""
         known = directory, device
@@ -64,6 +68,22 @@ class HardLinks:
             index = self._indices[known] = len(self._directories)
             self._directories.append(known)
         return index
+
+
+class Identities:
+    """A set of identities."""
+
+    def __init__(self, tables: "dict[int, _Table] | None" = None) -> None:
+        self._tables = tables or {}
+
+    def add(self, one: Identity) -> bool:
+        """Put one in; whether it was not there."""
+        table = self._tables.get(one[0])
+        if table is None:
+            table = self._tables[one[0]] = _Table()
+        used = table.used
+        table.set(one[1], 0)
+        return table.used > used
 
 
 class _Table:
@@ -85,6 +105,12 @@ class _Table:
         while keys[slot] not in (inode, _EMPTY):
             slot = (slot + 1) & mask
         return slot
+
+    def copy(self) -> "_Table":
+        same = _Table()
+        same.used, same._shift, same._mask = self.used, self._shift, self._mask
+        same._keys, same._values = self._keys[:], self._values[:]
+        return same
 
     def get(self, inode: int) -> int | None:
         slot = self._slot(inode)

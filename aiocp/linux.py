@@ -19,7 +19,9 @@ _GETFLAGS, _NOCOW = 0x80086601, 0x00800000
 
 _KERNEL = tuple(map(int, os.uname().release.split("-")[0].split(".")[:2]))
 
-_BUILT = ffi.typeof("struct aiocp_file").fields  # now, because cffi aborts when two threads do it
+# now, because cffi aborts when two threads build a type
+_BUILT = [ffi.typeof(f"struct aiocp_{name}").fields for name in ("file", "tally")]
+_NAMES, _FILES = ffi.typeof("const char **"), ffi.typeof("unsigned long long **")
 _file_open, _file_close = lib.file_open, lib.file_close
 
 
@@ -126,6 +128,53 @@ class File:
 
     def __exit__(self, *_: object) -> None:
         self.let_go()
+
+
+class Tally:
+    """Entries that are no directories, and bytes of regular files, counted directory by directory.
+
+    `entries` and `size` may be looked at meanwhile, from another thread; with `follow` what
+    symbolic links point to counts. With `links` files that may have several names are set aside:
+    their bytes are not in `size`.
+    """
+
+    def __init__(self, *, follow: bool, links: bool) -> None:
+        self._tally = tally = ffi.gc(lib.tally_new(follow, links), lib.tally_free)
+        if not tally:
+            raise MemoryError
+        self._names, self._files = ffi.new(_NAMES), ffi.new(_FILES)
+
+    @property
+    def entries(self) -> int:
+        return int(self._tally.entries)
+
+    @property
+    def size(self) -> int:
+        return int(self._tally.bytes)
+
+    def add(self, fd: int) -> list[bytes]:
+        """Count a directory from where it is read next; the names of those that are in it.
+
+        Raises OSError from getdents64(2).
+        """
+        _check(lib.tally_directory(self._tally, fd))
+        if not (length := lib.tally_names(self._tally, self._names)):
+            return []
+        return bytes(ffi.buffer(self._names[0], length)).split(b"\0")[:-1]
+
+    def add_entry(self, fd: int, name: bytes) -> None:
+        """Count one entry of a directory, that is none itself."""
+        _check(lib.tally_entry(self._tally, fd, name, 0))
+
+    def linked(self) -> list[tuple[int, int, int]]:
+        """Device, inode number and size of the files set aside since this was asked last."""
+        nr = lib.tally_linked(self._tally, self._files)
+        figures = ffi.unpack(self._files[0], 3 * nr) if nr else []
+        return list(zip(figures[::3], figures[1::3], figures[2::3], strict=True))
+
+    def stop(self) -> None:
+        """Have `add` end at once, now and from now on."""
+        self._tally.stop = 1
 
 
 def replace_node(

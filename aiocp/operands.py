@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aiocp.backup import NUMBERED, Backups, Replaced
-from aiocp.copier import CopyResult, Link, Progress, copy_file
+from aiocp.copier import CopyResult, Link, copy_file
 from aiocp.errors import fail, operation, same_file
 from aiocp.existing import Relation, relation
 from aiocp.hard_links import HardLinks, identity
@@ -23,6 +23,7 @@ from aiocp.outcome import Outcome, kind_of
 from aiocp.quoting import quoted
 
 if TYPE_CHECKING:
+    from aiocp.progress import Progress
     from aiocp.tree_copier import TreeResult
 
 Status = os.stat_result
@@ -86,9 +87,9 @@ class Operands:
         self._links = HardLinks()
 
     def copy(
-        self, source: str, destination: str, progress: Progress | None = None
+        self, source: str, destination: str, progress: "Progress"
     ) -> "CopyResult | TreeResult | None":
-        """Copy one; None where there is nothing to tell.
+        """Copy one, and update `progress`; None where there is nothing to tell.
 
         Raises OSError, with both file names, for what was not copied; what is below a directory
         goes to `on_error` instead. Raises Cancelled.
@@ -111,7 +112,7 @@ class Operands:
             raise
 
     def _copy(
-        self, source: str, destination: str, progress: Progress | None
+        self, source: str, destination: str, progress: "Progress"
     ) -> "CopyResult | TreeResult | None":
         with operation("open source"):
             seen = os.stat(os.fsencode(source), follow_symlinks=self.how.follow != "none")
@@ -120,7 +121,7 @@ class Operands:
         return self._file(source, destination, seen, progress)
 
     def _directory(
-        self, source: str, destination: str, seen: Status, progress: Progress | None
+        self, source: str, destination: str, seen: Status, progress: "Progress"
     ) -> "TreeResult | None":
         how = self.how
         if not how.recursive:
@@ -147,14 +148,16 @@ class Operands:
             links=self._links,
             on_entry=how.on_entry,
             on_error=how.on_error,
-            progress=progress,
+            progress=progress.update,
+            progress_files=progress.update_files,
+            totals=progress.shows,
             **common,
             **how.backup_arguments(),
             **how.tree,
         )
 
     def _file(
-        self, source: str, destination: str, seen: Status, progress: Progress | None
+        self, source: str, destination: str, seen: Status, progress: "Progress"
     ) -> CopyResult | None:
         """Copy anything but a directory."""
         how = self.how
@@ -180,7 +183,7 @@ class Operands:
         return result
 
     def _contents(
-        self, source: str, destination: str, existing: Status | None, progress: Progress | None
+        self, source: str, destination: str, existing: Status | None, progress: "Progress"
     ) -> CopyResult:
         how = self.how
         # as cp, which removes the link, if it is one, and not what that leads to
@@ -192,7 +195,7 @@ class Operands:
             destination,
             preserve=how.preserve,
             into_directory=False,
-            progress=progress,
+            progress=progress.update,
             **common,
             **how.backup_arguments(),
             **how.file,

@@ -8,7 +8,7 @@ an explicit stack, so neither the width nor the depth of a tree costs memory or 
 
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from errno import ELOOP, ESTALE
 from typing import Any, NamedTuple
 
@@ -76,6 +76,9 @@ class Leave(NamedTuple):
 
 
 Step = Enter | Entry | Leave
+Wanted = Callable[[bytes, bool], bool]
+# gives the entries of a directory, and puts the names of directories in it into a list
+Listing = Callable[[Directory, list[bytes], bool, Wanted | None], Iterable[Entry]]
 
 
 def walk(
@@ -84,7 +87,8 @@ def walk(
     *,
     follow: bool = False,
     one_file_system: bool = False,
-    wanted: Callable[[bytes, bool], bool] | None = None,
+    wanted: Wanted | None = None,
+    listing: Listing | None = None,
 ) -> Generator[Step, None, None]:
     """Give everything below `root`, parents first, directories at their end once more.
 
@@ -94,6 +98,7 @@ def walk(
         follow: go into what symbolic links point to; a loop is an error (ELOOP).
         one_file_system: give directories on other file systems, but do not go into them.
         wanted: whether to give a path (bytes below the root, whether it is a directory) at all.
+        listing: looks into a directory, in place of `list_entries`.
     """
     stack: list[tuple[Directory, list[bytes]]] = []
     directory: Directory | None = root
@@ -106,7 +111,7 @@ def walk(
                 elsewhere = one_file_system and directory.stat.st_dev != root.stat.st_dev
                 if not (elsewhere or directory.skip):
                     try:
-                        yield from _list(directory, below, follow, wanted)
+                        yield from (listing or list_entries)(directory, below, follow, wanted)
                     except OSError as error:
                         on_error(directory.path, error)
                 below.reverse()
@@ -138,11 +143,8 @@ def walk(
             directory.file.let_go()
 
 
-def _list(
-    directory: Directory,
-    below: list[bytes],
-    follow: bool,
-    wanted: Callable[[bytes, bool], bool] | None,
+def list_entries(
+    directory: Directory, below: list[bytes], follow: bool, wanted: Wanted | None
 ) -> Iterator[Entry]:
     """Give the entries that are no directories; put the names of those that are into `below`."""
     with operation("list"), os.scandir(directory.fd()) as entries:

@@ -99,6 +99,8 @@ def copy_tree(
     bwlimit: "int | Pace | None" = None,
     idle: bool = False,
     progress: Progress | None = None,
+    progress_files: Progress | None = None,
+    totals: bool = True,
     cancel: Cancel | None = None,
 ) -> TreeResult:
     """Copy the directory `src` to `dst`, which becomes it or, if it exists, is merged into.
@@ -132,7 +134,11 @@ def copy_tree(
             has another name there becomes a link to that.
         on_entry: called with an `Outcome` for each entry that was copied, or left alone.
         on_error: called with each OSError as it happens; nothing is raised at the end then.
-        progress: called as `progress(bytes_done, 0)` while files are written.
+        progress: called as `progress(bytes_done, bytes_total)` while files are written. The total
+            is counted ahead of the copy, in a thread beside it, and so grows for a while.
+        progress_files: called as `progress_files(files_done, files_total)`, just before `progress`:
+            all that is no directory.
+        totals: False: nothing is counted for these two, totals are 0.
 
     Raises:
         ExceptionGroup: of the OSErrors of all that was not copied, unless there is `on_error`. Its
@@ -147,7 +153,8 @@ def copy_tree(
     check_block_size(block_size)
     check_link(link)
     names = os.fsdecode(src), os.fsdecode(dst)
-    limits = budget(depth)
+    counted = totals and (progress is not None or progress_files is not None)
+    limits = budget(depth, walks=2 if counted else 1)
     pace = which_pace(bwlimit)
     how = TreeOptions(
         block_size=paced_block_size(block_size, pace),
@@ -179,6 +186,8 @@ def copy_tree(
             on_entry=on_entry,
             on_error=on_error,
             progress=progress,
+            progress_files=progress_files,
+            totals=totals,
             cancel=cancel,
         )
         try:

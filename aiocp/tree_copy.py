@@ -17,16 +17,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from errno import EINVAL, EISDIR, ESTALE
+from typing import Any
 
 from aiocp.backup import Backups, Replaced
 from aiocp.batch import Batch, SmallFile
 from aiocp.budget import Budget
 from aiocp.context import Context
-from aiocp.copier import (
-    Progress,
-    paced_block_size,
-    rung,
-)
+from aiocp.copier import Progress, paced_block_size, rung
+from aiocp.count import Count
 from aiocp.engine import Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.hard_links import HardLinks, Identity, identity
@@ -46,6 +44,7 @@ from aiocp.tree import Directory, Enter, Entry, Step, walk
 from aiocp.tree_file import TreeFile, begin
 from aiocp.tree_node import make
 from aiocp.tree_options import TreeOptions
+from aiocp.tree_progress import TreeProgress
 
 # Bytes of other programs that a sync of the file system may write along, about what a disk writes
 # in a second
@@ -64,19 +63,25 @@ class TreeCopy:
         on_entry: Callable[[Outcome], object] | None,
         on_error: Callable[[OSError], object] | None,
         progress: Progress | None,
+        progress_files: Progress | None,
+        totals: bool,
         cancel: Cancel | None,
     ) -> None:
         self.names, self.how = names, how
-        self.on_entry, self.on_error = on_entry, on_error
-        self.progress, self.cancel = progress, cancel
         self._above = [os.fsdecode(os.path.join(name, b"")) for name in names]
+        self.on_entry, self.on_error = on_entry, on_error
+        self.cancel = cancel
         self.files = self.directories = self.links = self.specials = self.bytes = 0
         self.holes = self.reflinked = 0
         self.errors: list[OSError] = []
         self._root: Target | None = None
         self._placing = Placing(limits.together)
         self._opening = Opening(self._new_batch, limits.batch, how.reflink)
-        self._moved = self._reported = 0  # bytes; those that the engine writes it counts itself
+        self._moved = 0  # bytes; those that the engine writes it counts itself
+        self._progress: TreeProgress | None = None
+        if progress is not None or progress_files is not None:
+            count = self._counting if totals else None
+            self._progress = TreeProgress(progress, progress_files, count)
         self._open: set[TreeFile] = set()
         self._targets: set[Target] = set()
         self._stream_block = memoryview(bytearray(paced_block_size(SMALL, how.pace)))
@@ -96,19 +101,18 @@ class TreeCopy:
         with operation("open source"):
             file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
             root = Directory(file, b"", None, b"")
-        steps = walk(
-            root,
-            self._failed,
-            follow=self.how.follow,
-            one_file_system=one_file_system,
-            wanted=None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
-        )
+        self._rules: dict[str, Any] = {
+            "follow": self.how.follow,
+            "one_file_system": one_file_system,
+            "wanted": None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
+        }
+        steps = walk(root, self._failed, **self._rules)
         transfers = self._transfers(steps)
         self._context = context
         self._engine = engine = Engine(context, transfers, self.how.pace)
         with closing(steps), closing(transfers):
             self._drive(engine)
-        self._report()
+        self._report(through=not self.errors)
         if self._root is not None and self._root.together:
             try:
                 self._placing.sync()
@@ -143,11 +147,28 @@ class TreeCopy:
         look(self.cancel)
         self._report()
 
-    def _report(self) -> None:
-        moved = self._moved + self._engine.bytes_written
-        if self.progress is not None and moved != self._reported:
-            self._reported = moved
-            self.progress(moved, 0)
+    def _report(self, *, through: bool = False) -> None:
+        if self._progress is not None:
+            moved = self._moved + self._engine.bytes_written
+            files = self.files + self.links + self.specials
+            self._progress.report(moved, files, through=through)
+
+    def _counting(self) -> Count:
+        """What counts all that is to be copied, from now on."""
+        assert self._root is not None
+        linked = "links" in self.how.preserve and self.how.link != "hard"
+        return Count(
+            self._root.directory.fd(),
+            self._root.is_same,
+            links=self._copied if linked else None,
+            contents=self.how.link is None and not self.how.attributes_only,
+            **self._rules,
+        )
+
+    def _passed(self, seen: os.stat_result) -> None:
+        """Take off the totals what is counted, but not copied."""
+        if self._progress is not None:
+            self._progress.passed(seen)
 
     def _sync_parent(self) -> None:
         """Have the root's own name on the disk."""
@@ -171,6 +192,8 @@ class TreeCopy:
             transfer.close()
         for target in self._targets:
             target.file.let_go()
+        if self._progress is not None:
+            self._progress.close()
 
     # --- what the walk gives ---
 
@@ -265,6 +288,8 @@ class TreeCopy:
         parent: Target | None = None
         if directory.parent is None:
             directory.data = self._root = self._placing.root = self._make_root(directory)
+            if self._progress is not None:
+                self._progress.begin()
             return
         parent = directory.parent.data
         assert parent is not None
@@ -349,7 +374,9 @@ class TreeCopy:
                 transfer.identity, self._in_flight[key] = key, transfer
             return transfer
         made = make(self.how, target, name, from_fd, os.path.join(self.names[0], path), seen)
-        if made is not None:
+        if made is None:
+            self._passed(seen)
+        else:
             kind = "link" if made.is_link else kind_of(seen.st_mode)
             self._count(path, made.method, made.replaced, kind, is_link=made.is_link)
         if linked:
@@ -375,6 +402,7 @@ class TreeCopy:
             return True
         if self.how.replace(path, seen, existing):
             return True
+        self._passed(seen)
         self._tell(path, "skipped", kind_of(seen.st_mode))
         return False
 
@@ -416,7 +444,8 @@ class TreeCopy:
                 batch.failed(transfer.index, what_stopped(transfer))
             self._written(batch)
         elif isinstance(transfer, TreeFile):
-            self._moved += transfer.holes + transfer.bytes_written * transfer.streamed
+            elsewhere = transfer.cloned or transfer.streamed  # what no engine has written
+            self._moved += transfer.size if elsewhere else transfer.holes
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)

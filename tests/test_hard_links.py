@@ -28,6 +28,23 @@ def test_what_was_added_is_found(files: list[tuple[int, int, int, bytes, int]], 
     assert (len(expected), None) == (len(table), table.get((9, other)))
 
 
+@given(st.lists(FILES, max_size=200), st.lists(st.tuples(st.integers(0, 3), INODES)))
+def test_identities_are_a_set(
+    files: list[tuple[int, int, int, bytes, int]], more: list[tuple[int, int]]
+) -> None:
+    """Of its own: what is added to it is not added to the table it came from."""
+    table = HardLinks()
+    for device, inode, number, name, copy in files:
+        table.add((device, inode), b"/d%d" % number, name, (number, copy))
+    identities, expected = table.identities(), {file[:2] for file in files}
+    before = len(table)
+    for one in more:
+        assert (one not in expected) == identities.add(one)
+        expected.add(one)
+    assert before == len(table)
+    assert {one for one in more if table.get(one)} <= {file[:2] for file in files}
+
+
 def test_a_linked_file_takes_a_hundred_bytes_at_most() -> None:
     """Of resident memory, names of ten bytes and a hundred in a directory included."""
     code = """if True:
