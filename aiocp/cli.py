@@ -3,41 +3,21 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
-from enum import IntEnum
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from aiocp.copier import CopyResult
-from aiocp.errors import Cancelled, VerificationFailed
+from aiocp.errors import Cancelled
 from aiocp.operands import Operands
 from aiocp.options import Options, UsageError, read, rewrite
-from aiocp.outcome import Outcome
 from aiocp.progress import Bar, Lines, Progress
 from aiocp.quoting import quoted
 from aiocp.request import request
-
-if TYPE_CHECKING:
-    from aiocp.tree_copier import TreeResult
-
-    Result = CopyResult | TreeResult
+from aiocp.said import Exit, Said
 
 _OPEN_FILES = 16_384
 _COMPLETE = "_AIOCP_COMPLETE"  # set by the shell functions that --install-completion installs
-
-
-class Exit(IntEnum):
-    """Exit statuses; a copy stopped by a signal ends with 128 + its number, as in a shell."""
-
-    DONE = 0
-    NOT_COPIED = 1
-    USAGE = 2
-    DIFFERS = 3
-    HUNG_UP = 128 + signal.SIGHUP
-    INTERRUPTED = 128 + signal.SIGINT
-    TERMINATED = 128 + signal.SIGTERM
 
 
 class Signals:
@@ -68,40 +48,37 @@ class Signals:
         """Whether one has come."""
         return self.number != 0
 
-    def status(self) -> Exit:
-        """The exit status for the one that came."""
-        return Exit(128 + self.number)
-
 
 def _copy(options: Options) -> int:
     """Copy each operand; the exit status."""
-    said = _Said(options)
+    said = Said(options)
     signals = Signals()
     how, pairs = request(
         options,
         cancel=signals,
         ask=said.ask,
         warn=said.warn,
-        on_entry=said.entry if options.verbose or options.debug or options.resume else None,
+        on_entry=said.entry if said.listens else None,
         on_error=said.error,
     )
     copy = Operands(how).copy
     show = _show(options.progress)
     for source, destination in pairs:
         try:
-            with show(os.path.basename(source.rstrip("/"))) as signals.progress:
-                result = copy(source, destination, progress=signals.progress)
+            with show(os.path.basename(source.rstrip("/"))) as progress:
+                said.progress = signals.progress = progress
+                result = copy(source, destination, progress=progress)
         except OSError as error:
             said.error(error)
         except Cancelled as stopped:
-            name = signal.Signals(signals.number).name
             whole = " as a whole" if os.path.isdir(source) else ""
             words = "; ".join([f"{quoted(source)} was not copied{whole}", *stopped.args])
-            print(f"aiocp: stopped by {name}: {words}", file=sys.stderr)
-            return signals.status()
+            said.stopped(signals.number, words)
+            break
         else:
             if result is not None:
                 said.result(result)
+    said.end()
     return said.status
 
 
@@ -118,63 +95,8 @@ def _probe(options: Options) -> int:
     except Cancelled:
         name = signal.Signals(signals.number).name
         print(f"aiocp: stopped by {name}: nothing is left of the probe", file=sys.stderr)
-        return signals.status()
+        return Exit(128 + signals.number)
     return Exit.DONE if done else Exit.NOT_COPIED
-
-
-class _Said:
-    """What is printed of a copy, and the exit status that belongs to it."""
-
-    def __init__(self, options: Options) -> None:
-        self.status = Exit.DONE
-        self._debug, self._json = options.debug, options.as_json
-        self._verbose = options.verbose or options.debug
-        self._out = sys.stderr if options.as_json else sys.stdout
-
-    def ask(self, path: str) -> bool:
-        """Whether to replace a file; a no leaves something uncopied."""
-        print(f"aiocp: replace {quoted(path)}? ", end="", file=sys.stderr, flush=True)
-        yes = sys.stdin.readline()[:1] in ("y", "Y")
-        if not yes:
-            self.status = max(self.status, Exit.NOT_COPIED)
-        return yes
-
-    def warn(self, words: str) -> None:
-        print(f"aiocp: warning: {words}", file=sys.stderr)
-
-    def error(self, error: OSError) -> None:
-        names = f"{quoted(error.filename)} to {quoted(error.filename2)}"
-        print(f"aiocp: cannot copy {names}: {error.strerror}", file=sys.stderr)
-        differs = isinstance(error, VerificationFailed)
-        self.status = max(self.status, Exit.DIFFERS if differs else Exit.NOT_COPIED)
-
-    def entry(self, outcome: Outcome) -> None:
-        """What cp -v says of a file, and with --debug how it was copied."""
-        source, destination = quoted(outcome.source), quoted(outcome.destination)
-        for note in outcome.notes:
-            if note.startswith("resume: "):
-                self.warn(f"{destination}: {note}")
-        if not self._verbose:
-            return
-        if outcome.method == "skipped":
-            if self._debug:
-                print(f"skipped {destination}", file=self._out)
-            return
-        if outcome.removed:
-            print(f"removed {destination}", file=self._out)
-        backup = f" (backup: {quoted(outcome.backup)})" if outcome.backup else ""
-        how = f": {outcome.method}" if self._debug else ""
-        print(f"{source} -> {destination}{backup}{how}", file=self._out)
-
-    def result(self, result: "Result") -> None:
-        """What an operand was as a whole."""
-        if self._json:
-            import json
-
-            print(json.dumps(result._asdict(), default=str))
-        if self._debug:
-            for line in _described(result):
-                print(line, file=self._out)
 
 
 def _show(asked: bool | None) -> type[Progress]:
@@ -182,28 +104,6 @@ def _show(asked: bool | None) -> type[Progress]:
     if asked or (asked is None and sys.stderr.isatty()):
         return Bar if sys.stderr.isatty() else Lines
     return Progress
-
-
-def _described(result: "Result") -> Iterator[str]:
-    how = (
-        f"{result.peak_in_flight} of {result.depth} in flight,"
-        f" {'synced' if result.synced else 'not synced'}{', verified' * result.verified}"
-    )
-    if isinstance(result, CopyResult):
-        holes = f", {result.holes:,} of them holes," if result.holes else ""
-        yield (
-            f"  {result.size:,} bytes{holes} in {result.elapsed:.3f} s,"
-            f" {result.rate / 1e6:,.0f} MB/s,"
-            f" {result.method}, {how}"
-        )
-        for note in result.notes:
-            yield f"  {note}"
-    else:
-        yield (
-            f"  {result.files:,} files, {result.directories:,} directories,"
-            f" {result.links:,} links, {result.specials:,} special files,"
-            f" {result.bytes:,} bytes in {result.elapsed:.3f} s, {how}"
-        )
 
 
 def _parse(argv: list[str]) -> Options | int:

@@ -317,12 +317,12 @@ class Options(NamedTuple):
         ),
     ] = None
     verbose: Annotated[
-        bool, _flag(OUTPUT, "Name what is copied, as cp does.", "-v", "--verbose")
+        bool, _flag(OUTPUT, "Name what is copied, as cp does; a summary.", "-v", "--verbose")
     ] = False
     debug: Annotated[bool, _flag(OUTPUT, "And say how it is copied.", "--debug")] = False
-    as_json: Annotated[bool, _flag(OUTPUT, "One JSON object for each SRC copied.", "--json")] = (
-        False
-    )
+    as_json: Annotated[
+        bool, _flag(OUTPUT, "JSON objects: each file as it ends, and a summary.", "--json")
+    ] = False
     version: Annotated[bool, _flag(OUTPUT, "Print the version.", "--version")] = False
 
 

@@ -9,6 +9,8 @@ _SPECIAL = re.compile(r"""[!"$&()*;<=>?[\\^`{|}]|(?<=.)[#~]""")  # where cp has 
 
 def quoted(path: str) -> str:
     """The path in quotes, with what cannot be printed, or decoded, escaped."""
+    if "'" not in path and path.isprintable():
+        return f"'{path}'"
     if "'" in path and path.isprintable() and not _SPECIAL.search(path):
         return f'"{path}"'
     words, escaping = ["'"], False

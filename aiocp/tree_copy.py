@@ -445,7 +445,7 @@ class TreeCopy:
             self._written(batch)
         elif isinstance(transfer, TreeFile):
             elsewhere = transfer.cloned or transfer.streamed  # what no engine has written
-            self._moved += transfer.size if elsewhere else transfer.holes
+            self._moved += transfer.size if elsewhere else transfer.holes + transfer.resumed
             if transfer.waits and not transfer.failed:
                 transfer.let_source_go()
                 self._hold(transfer, 1)

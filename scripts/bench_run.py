@@ -104,10 +104,10 @@ def timed(command: str, source: Path, copy: Path) -> Run:
 
 
 def _told(output: str) -> dict[str, Any]:
-    """What a program said in JSON; of fio's the time of its slowest job."""
+    """The first object that a program said in JSON; of fio's the time of its slowest job."""
     if not output.startswith("{"):
         return {}
-    told: dict[str, Any] = json.loads(output)
+    told: dict[str, Any] = json.JSONDecoder().raw_decode(output)[0]
     if "jobs" in told:
         return {"elapsed": max(job["job_runtime"] for job in told["jobs"]) / 1000}
     return told

@@ -266,7 +266,7 @@ def at_random_moments(fstype: str, way: str, cuts: int, kind: Kind = "dense") ->
             command += [case.source, case.destination]
             if size not in lasts:
                 done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                lasts[size] = json.loads(done.stdout)["elapsed"]
+                lasts[size] = json.loads(done.stdout.splitlines()[0])["elapsed"]
                 case.destination.unlink()
                 case = Case.prepare(sources, case.destination, size, mode, replaces, kind)
             target.sync()

@@ -1,6 +1,5 @@
 """The command, run as a person runs it: what it prints and its exit status."""
 
-import json
 import os
 import pty
 import random
@@ -15,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from aiocp.cli import Exit
 from aiocp.options import parse_size
+from aiocp.said import Exit
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-m", "aiocp"]
@@ -61,49 +60,73 @@ def test_one_failure_does_not_stop_the_rest(source: Path, tmp_path: Path) -> Non
     subprocess.run(["cmp", source, tmp_path / "directory" / "source"], check=True)
 
 
-def test_json_is_one_object_a_file(source: Path, tmp_path: Path) -> None:
-    """With the fields of CopyResult, and nothing else on stdout."""
-    (tmp_path / "directory").mkdir()
-    (tmp_path / "empty").touch()
-    done = aiocp("source", "empty", "directory", "--json", "--debug", cwd=tmp_path)
-    first, second = map(json.loads, done.stdout.splitlines())
-    assert ("source", "directory/source", 3 * MIB + 777) == (
-        first["source"],
-        first["destination"],
-        first["size"],
-    )
-    assert (64, True) == (first["depth"], first["synced"])
-    assert second["size"] == 0
-    assert "MB/s" in done.stderr
-
-
 def test_verbose_names_what_is_copied(source: Path, tmp_path: Path) -> None:
-    """As cp does, and nothing else."""
-    done = aiocp("source", "copy", "-v", cwd=tmp_path)
-    assert (0, "'source' -> 'copy'\n", "") == (done.returncode, done.stdout, done.stderr)
+    """As cp does; on stderr, for stdout is to be cp's, what it was as a whole."""
+    done = aiocp("source", "copy", "-v", "--reflink=never", "--direct=never", cwd=tmp_path)
+    assert (0, "'source' -> 'copy'\n") == (done.returncode, done.stdout)
+    counts, how = done.stderr.splitlines()
+    assert re.fullmatch(r"aiocp: 1 file: 3,146,505 bytes in \d+\.\d{3} s, [\d,]+ MB/s", counts)
+    assert how == "aiocp: 1 aio-buffered; 4 of 64 in flight, synced"
+
+
+def test_a_summary_is_of_the_command(source: Path, tmp_path: Path) -> None:
+    """All operands together, with what failed and what was left alone; none if not asked for."""
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    for name in ("small", "kept", "below/other"):
+        (tmp_path / "tree" / name).write_bytes(b"small")
+    (tmp_path / "tree" / "link").symlink_to("small")
+    os.mkfifo(tmp_path / "tree" / "fifo")
+    (tmp_path / "into" / "tree").mkdir(parents=True)
+    (tmp_path / "into" / "tree" / "kept").touch()
+    done = aiocp("-rnv", "tree", "nothing", "source", "into", "--no-sync", cwd=tmp_path)
+    assert done.returncode == 1
+    error, counts, how = done.stderr.splitlines()
+    assert "cannot copy 'nothing'" in error
+    assert counts.startswith(
+        "aiocp: 3 files, 1 directory, 1 link, 1 special file, 1 error, 1 skipped: 3,146,515 bytes"
+    )
+    assert re.search(r" in flight, not synced$", how)
+    done = aiocp("-rT", "tree", "into", cwd=tmp_path)
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
 
 
 def test_debug_says_how(source: Path, tmp_path: Path) -> None:
-    """Of each file, and of each operand as a whole."""
+    """Of each file, and of the command as a whole."""
     done = aiocp("source", "copy", "--debug", "--direct", "never", cwd=tmp_path)
-    line, summary = done.stdout.splitlines()
-    assert line == "'source' -> 'copy': aio-buffered"
-    assert summary.startswith("  3,146,505 bytes in ")
-    assert summary.endswith("aio-buffered, 4 of 64 in flight, synced")
+    assert done.stdout == "'source' -> 'copy': aio-buffered\n"
+    assert done.stderr.endswith("aiocp: 1 aio-buffered; 4 of 64 in flight, synced\n")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree" / "small").write_bytes(b"small")
     (tmp_path / "tree" / "link").symlink_to("small")
     done = aiocp("-r", "--debug", "tree", "new", cwd=tmp_path)
-    *lines, summary = done.stdout.splitlines()
     assert {
         "'tree' -> 'new': directory",
         "'tree/link' -> 'new/link': special",
         "'tree/small' -> 'new/small': plain",
-    } == {*lines}
-    counts = "  1 files, 1 directories, 1 links, 0 special files, 5 bytes in "
-    assert summary.startswith(counts)
+    } == {*done.stdout.splitlines()}
+    assert done.stderr.startswith("aiocp: 1 file, 1 directory, 1 link: 5 bytes in ")
     done = aiocp("--update=none", "--debug", "source", "copy", cwd=tmp_path)
     assert (0, "skipped 'copy'\n") == (done.returncode, done.stdout)
+
+
+@pytest.mark.parametrize("option", ["-v", "--json"])
+def test_nobody_reads_what_is_said(tmp_path: Path, option: str) -> None:
+    """The copy goes on and is whole; that it could not be said is told."""
+    (tmp_path / "tree").mkdir()
+    for i in range(300):
+        (tmp_path / "tree" / str(i)).write_bytes(b"%d" % i * (1 + i % 2 * 100_000))
+    command = [*COMMAND, "-r", option, "tree", "copy"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as copy:
+        assert copy.stdout
+        assert copy.stderr
+        copy.stdout.close()
+        said = copy.stderr.read()
+    assert copy.returncode == Exit.NOT_COPIED
+    assert said.endswith("aiocp: cannot write to standard output: Broken pipe\n")
+    assert "Traceback" not in said
+    subprocess.run(["diff", "-r", tmp_path / "tree", tmp_path / "copy"], check=True)
 
 
 def test_standard_output_can_be_the_destination(source: Path, tmp_path: Path) -> None:

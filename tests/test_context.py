@@ -22,7 +22,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
-    """Run `aiocp --json ARGUMENTS` under strace; its standard output and the trace."""
+    """Run `aiocp --json ARGUMENTS` under strace; the file's object and the trace."""
     log = Path(arguments[-1]).parent / "strace.log"
     command: list[str | Path] = [
         "strace",
@@ -42,7 +42,7 @@ def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
     assert done.returncode == 0, done.stderr
     trace = log.read_text()
     log.unlink()
-    return done.stdout, trace
+    return done.stdout.splitlines()[0], trace
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The command against GNU cp: the same tree and arguments, the same result and exit status."""
 
-import json
 import os
 import re
 import signal
@@ -462,25 +461,6 @@ def test_exclude(tmp_path: Path) -> None:
     assert (0, "") == (done.returncode, done.stderr)
     found = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*")}
     assert {"fifo", "hard", "keep.o", "link", "sub", "sub/x"} == found
-
-
-def test_json_is_one_object_a_tree(tmp_path: Path) -> None:
-    """With the fields of TreeResult; errors, also told as they happen, are strings."""
-    make(tmp_path)
-    done = aiocp(["-r", "--json", "d", "f", "into"], tmp_path)
-    tree, file = map(json.loads, done.stdout.splitlines())
-    assert ("d", "into/d", 2, 1) == tuple(
-        tree[name] for name in ("source", "destination", "directories", "specials")
-    )
-    assert ([], "into/f", 6) == (tree["errors"], file["destination"], file["size"])
-    (tmp_path / "into" / "d" / "hard").unlink()
-    (tmp_path / "into" / "d" / "hard").mkdir()
-    done = aiocp(["-r", "--json", "d", "into"], tmp_path)
-    assert done.returncode == 1
-    (error,) = json.loads(done.stdout)["errors"]
-    assert "'d/hard' -> 'into/d/hard'" in error
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("aiocp: cannot copy 'd/hard' to 'into/d/hard': ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

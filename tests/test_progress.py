@@ -203,6 +203,25 @@ def test_stopped_and_continued(tmp_path: Path) -> None:
     assert terminal.screen(80)[-2].startswith("fifo: ")
 
 
+@pytest.mark.parametrize("option", ["-v", "--json"])
+def test_messages_go_above_the_bar(tree: Path, tmp_path: Path, option: str) -> None:
+    """Names, objects and errors each stand in a line of their own, and the bar in the last."""
+    (tmp_path / "copy" / "file7").mkdir(parents=True)
+    names = ("-rT", tree.name, "copy")
+    terminal = Terminal(500, option, "--reflink=never", "--depth=1", *names, cwd=tmp_path)
+    assert terminal.end() == 1
+    *lines, last = terminal.screen(500)
+    assert last == ""
+    said = [line for line in lines if re.fullmatch(r"'.*file\d+' -> '.*'|\{\"type.*\}", line)]
+    assert len(said) == (39 if option == "-v" else 41)
+    others = [line for line in lines if line not in said]
+    assert re.match(
+        r"aiocp: cannot copy '.*/file7' to 'copy/file7': .*: Is a directory$", others[0]
+    )
+    assert re.match(r"a tree with a long name: +98%\|.*\| .* 39/40 files \[", others[1])
+    assert len(others) == (4 if option == "-v" else 2)  # with the summary
+
+
 def test_sigusr1_tells_files_too(tmp_path: Path) -> None:
     """Of a tree; the bar makes room for it, and comes again."""
     (tmp_path / "tree").mkdir()

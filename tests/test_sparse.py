@@ -352,7 +352,7 @@ def test_a_tebibyte_of_holes(mount_point: Callable[[str], Path], fstype: str) ->
         [*command, directory / "source", directory / "copy"], stdout=subprocess.PIPE, text=True
     )
     assert child.stdout
-    told = json.loads(child.stdout.read())
+    told, _ = map(json.loads, child.stdout)
     _, status, usage = os.wait4(child.pid, 0)
     inherited = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # through fork and exec
     child.returncode = status

@@ -1,0 +1,144 @@
+"""What is said of a copy: file names as cp -v has them, errors, a summary; or all of it as JSON."""
+
+import signal
+import sys
+from enum import IntEnum
+from typing import TYPE_CHECKING, TextIO
+
+from aiocp.copier import CopyResult
+from aiocp.errors import VerificationFailed
+from aiocp.options import Options
+from aiocp.outcome import Outcome
+from aiocp.progress import Progress
+from aiocp.quoting import quoted
+from aiocp.summary import Tally
+
+if TYPE_CHECKING:
+    from aiocp.tree_copier import TreeResult
+
+
+class Exit(IntEnum):
+    """Exit statuses; a copy stopped by a signal ends with 128 + its number, as in a shell."""
+
+    DONE = 0
+    NOT_COPIED = 1
+    USAGE = 2
+    DIFFERS = 3
+    HUNG_UP = 128 + signal.SIGHUP
+    INTERRUPTED = 128 + signal.SIGINT
+    TERMINATED = 128 + signal.SIGTERM
+
+
+class Said:
+    """What is printed of a copy, and the exit status that belongs to it.
+
+    `progress` is what shows how far it is: a bar makes room for what is printed. `listens` tells
+    whether `entry` has anything to do.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.status = Exit.DONE
+        self.progress: Progress | None = None
+        self._debug, self._json = options.debug, options.as_json
+        self._verbose = options.verbose or options.debug
+        self._resume = options.resume
+        self._out = sys.stderr if options.as_json else sys.stdout
+        self._tally = Tally(sync=options.sync, verify=options.verify)
+        self._unwritten: OSError | None = None
+        self._signal: str | None = None
+        if options.as_json:
+            from aiocp import json_lines  # now, while no file is open
+
+            self._objects = json_lines
+
+    @property
+    def listens(self) -> bool:
+        return self._verbose or self._json or self._resume
+
+    def ask(self, path: str) -> bool:
+        """Whether to replace a file; a no leaves something uncopied."""
+        self._clear()
+        print(f"aiocp: replace {quoted(path)}? ", end="", file=sys.stderr, flush=True)
+        yes = sys.stdin.readline()[:1] in ("y", "Y")
+        if not yes:
+            self.status = max(self.status, Exit.NOT_COPIED)
+        return yes
+
+    def warn(self, words: str) -> None:
+        self._complain(f"warning: {words}")
+
+    def error(self, error: OSError) -> None:
+        names = f"{quoted(error.filename)} to {quoted(error.filename2)}"
+        self._complain(f"cannot copy {names}: {error.strerror}")
+        differs = isinstance(error, VerificationFailed)
+        self.status = max(self.status, Exit.DIFFERS if differs else Exit.NOT_COPIED)
+        self._tally.error()
+        if self._json:
+            self._print(self._objects.of_error(error), sys.stdout)
+
+    def stopped(self, number: int, words: str) -> None:
+        """That a signal has stopped the copy."""
+        self._signal, self.status = signal.Signals(number).name, Exit(128 + number)
+        self._complain(f"stopped by {self._signal}: {words}")
+
+    def entry(self, entry: Outcome | CopyResult) -> None:
+        """What cp -v says of a file, and with --debug how it was copied."""
+        self._tally.entry(entry)
+        if self._json:
+            self._print(self._objects.of_entry(entry), sys.stdout)
+        source, destination = quoted(entry.source), quoted(entry.destination)
+        for note in entry.notes:
+            if note.startswith("resume: "):
+                self.warn(f"{destination}: {note}")
+        if not self._verbose:
+            return
+        if entry.method == "skipped":
+            if self._debug:
+                self._print(f"skipped {destination}", self._out)
+            return
+        if entry.removed:
+            self._print(f"removed {destination}", self._out)
+        backup = f" (backup: {quoted(entry.backup)})" if entry.backup else ""
+        how = f": {entry.method}" if self._debug else ""
+        self._print(f"{source} -> {destination}{backup}{how}", self._out)
+
+    def result(self, result: "CopyResult | TreeResult") -> None:
+        """What an operand was as a whole."""
+        self._tally.result(result)
+        if self._debug and isinstance(result, CopyResult):
+            for note in result.notes:
+                self._print(f"  {note}", self._out)
+
+    def end(self) -> None:
+        """The summary. Raises OSError where not everything could be printed."""
+        if not self.listens:
+            return
+        summary = self._tally.summary(self.status, self._signal)
+        if self._json:
+            self._print(self._objects.of_summary(summary), sys.stdout)
+        if self._verbose:
+            for line in summary.lines():
+                self._complain(line)
+        if self._unwritten is not None:
+            raise self._unwritten
+
+    def _complain(self, words: str) -> None:
+        self._clear()
+        print(f"aiocp: {words}", file=sys.stderr)
+
+    def _print(self, line: str, out: TextIO) -> None:
+        """Print a line, at once for a program that reads along; the copy goes on if nobody does."""
+        if self._unwritten is not None:
+            return
+        if self.progress is not None and self.progress.shows and out.isatty():
+            self._clear()
+        try:
+            out.write(f"{line}\n")
+            if self._json:
+                out.flush()
+        except OSError as error:
+            self._unwritten = error
+
+    def _clear(self) -> None:
+        if self.progress is not None:
+            self.progress.clear()

@@ -1,0 +1,125 @@
+"""What a command has done as a whole."""
+
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, NamedTuple
+
+from aiocp.copier import CopyResult
+from aiocp.outcome import Outcome
+
+if TYPE_CHECKING:
+    from aiocp.tree_copier import TreeResult
+
+_KINDS = {"file": "files", "directory": "directories", "link": "links", "special": "specials"}
+_SINGLE = {"directories": "directory", "specials": "special file"}
+
+
+class Summary(NamedTuple):
+    """What was copied: counts, `bytes` of contents, `errors`; what was `skipped` is in no other.
+
+    `methods` counts files by how they were carried, as Outcome calls it; `direct` tells whether
+    that was with O_DIRECT on both sides for all of them. `depth` and `peak_in_flight` are those of
+    the operand that had most in flight. `synced` and `verified` hold for all that is counted.
+    `elapsed` is in seconds, `rate` in bytes per second. `signal` is the name of what stopped it.
+    """
+
+    files: int
+    directories: int
+    links: int
+    specials: int
+    skipped: int
+    bytes: int
+    holes: int
+    methods: dict[str, int]
+    depth: int
+    peak_in_flight: int
+    direct: bool
+    synced: bool
+    verified: bool
+    errors: int
+    elapsed: float
+    rate: float
+    signal: str | None
+    exit_status: int
+
+    def lines(self) -> list[str]:
+        """In words."""
+        counts = [
+            _count(getattr(self, name), name)
+            for name in ("files", "directories", "links", "specials", "errors")
+            if getattr(self, name) or name == "files"
+        ]
+        if self.skipped:
+            counts.append(f"{self.skipped:,} skipped")
+        how = ", ".join(f"{count:,} {method}" for method, count in self.methods.items())
+        done = [f"{self.peak_in_flight:,} of {self.depth:,} in flight"] * bool(self.depth)
+        done.append("synced" if self.synced else "not synced")
+        done += ["verified"] * self.verified
+        pace = f"in {self.elapsed:.3f} s, {self.rate / 1e6:,.0f} MB/s"
+        return [
+            f"{', '.join(counts)}: {self.bytes:,} bytes {pace}",
+            f"{how}{'; ' * bool(how)}{', '.join(done)}",
+        ]
+
+
+def _count(number: int, name: str) -> str:
+    """3 files, 1 directory."""
+    words = "special files" if name == "specials" else name
+    return f"{number:,} {words if number != 1 else _SINGLE.get(name, name[:-1])}"
+
+
+class Tally:
+    """Adds up what is told of a copy; the clock runs from when it is made."""
+
+    def __init__(self, *, sync: bool, verify: bool) -> None:
+        self._begun = time.perf_counter()
+        self._counts: Counter[str] = Counter()
+        self._methods: Counter[str] = Counter()
+        self._most = (0, 0)  # in flight, of the depth
+        self._synced, self._verified = sync, verify
+
+    def entry(self, entry: Outcome | CopyResult) -> None:
+        """Add what was copied, or left alone."""
+        if entry.method == "skipped":
+            self._counts["skipped"] += 1
+            return
+        self._counts[_KINDS[entry.kind]] += 1
+        self._counts["bytes"] += entry.size
+        if entry.kind == "file":
+            self._methods[entry.method] += 1
+
+    def error(self) -> None:
+        """Add what was not copied."""
+        self._counts["errors"] += 1
+
+    def result(self, result: "CopyResult | TreeResult") -> None:
+        """Add what is known of an operand as a whole."""
+        self._counts["holes"] += result.holes
+        self._most = max(self._most, (result.peak_in_flight, result.depth))
+        self._synced &= result.synced
+        self._verified &= result.verified
+
+    def summary(self, exit_status: int, signal: str | None = None) -> Summary:
+        """All of it, for now; what a `signal` has stopped is not known to be synced."""
+        elapsed = time.perf_counter() - self._begun
+        counts, methods = self._counts, self._methods
+        return Summary(
+            files=counts["files"],
+            directories=counts["directories"],
+            links=counts["links"],
+            specials=counts["specials"],
+            skipped=counts["skipped"],
+            bytes=counts["bytes"],
+            holes=counts["holes"],
+            methods=dict(methods),
+            depth=self._most[1],
+            peak_in_flight=self._most[0],
+            direct={*methods} == {"aio-direct"},
+            synced=self._synced and signal is None,
+            verified=self._verified and signal is None,
+            errors=counts["errors"],
+            elapsed=elapsed,
+            rate=counts["bytes"] / elapsed,
+            signal=signal,
+            exit_status=exit_status,
+        )
