@@ -3,14 +3,15 @@
     start     while a slot is free and a block is left, the slot reads the block
     complete  a whole read becomes the write of its block, a whole write frees its slot
     holes     of a block whose zeroes are to be holes the rest is written, a stretch after the other
+    turns     where blocks are to be seen in order, one that was read waits for those before it
     sync      a transfer whose last block is down takes one slot for its sync, and is finished
     mark      one that is to be resumed is also synced on its way, among its blocks
 
-A slot goes FREE -> READING -> WRITING -> FREE for a block, FREE -> SYNCING -> FREE for a sync. The
-engine never waits: `start` begins what can be begun, `complete` takes what has ended, and whoever
-drives them decides how to wait in between (`run` does it with the context's `reap`). With a pace a
-block is begun when that says so, and `delay` tells for how long there is nothing to start. It knows
-integers only: descriptors, offsets, lengths, slots.
+A slot goes FREE -> READING -> WRITING -> FREE for a block, WAITING before WRITING where it has to,
+and FREE -> SYNCING -> FREE for a sync. The engine never waits: `start` begins what can be begun,
+`complete` takes what has ended, and whoever drives them decides how to wait in between (`run` does
+it with the context's `reap`). With a pace a block is begun when that says so, and `delay` tells for
+how long there is nothing to start. It knows integers only: descriptors, offsets, lengths, slots.
 """
 
 from collections import deque
@@ -71,6 +72,7 @@ class Step(IntEnum):
     WRITING = 2
     SYNCING = 3
     MARKING = 4
+    WAITING = 5
 
 
 class Failure(NamedTuple):
@@ -88,14 +90,15 @@ class Transfer:
     the end of its block is `padding(length)`. Buffered writes are exact. With a `hole_unit`, a
     multiple of the alignment, what is all zeroes in units of so many bytes is not written. With a
     `cached_fd`, which is not direct, blocks that are in memory are read from there. What `looks` is
-    shown each block that was read. A transfer that sets `due` is synced on its way, and told by
-    `mark` up to where it is on the disk. One without extents is only synced, e.g. a directory, one
-    without a `write_fd` only read.
+    shown each block that was read; with `turns`, an empty deque, in the order of the extents. A
+    transfer that sets `due` is synced on its way, and told by `mark` up to where it is on the disk.
+    One without extents is only synced, e.g. a directory, one without a `write_fd` only read.
     """
 
     read_fd = write_fd = cached_fd = -1
     read_direct = write_direct = False
     looks = due = False
+    turns: deque[int] | None = None  # its slots whose blocks were not shown yet
     alignment = 1
     hole_unit = 0
     sync = Sync.FDATASYNC
@@ -186,6 +189,7 @@ class Engine:
         self._start = [0] * depth  # what of it this step moves: from here
         self._stop = [0] * depth  # to here
         self._done = [0] * depth  # and how far it has come
+        self._ready: deque[int] = deque()  # slots that waited, and whose turn has come
         self._copies = False  # whether the submit to come copies a block from memory
         self._cached = [False] * depth  # whether what is in flight reads from memory
         self._direct = [False] * depth  # whether what is in flight may be direct I/O
@@ -194,6 +198,11 @@ class Engine:
     def in_flight(self) -> int:
         """How many slots are taken."""
         return len(self._step) - len(self._free)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a block can go on that has waited: then `complete` is to be called at once."""
+        return bool(self._ready)
 
     def add(self, transfer: Transfer) -> None:
         """Take up a transfer before those that the iterator still holds."""
@@ -215,10 +224,15 @@ class Engine:
         return finished
 
     def complete(self, completions: Iterable[Completion]) -> list[Transfer]:
-        """Advance each completed slot by a step; return the transfers that ended by it."""
+        """Advance each completed slot by a step; return the transfers that ended by it.
+
+        Of those that have waited for their turns one goes on: to look at it takes as long as to
+        read it, and the disk is to have something to do meanwhile.
+        """
         finished: list[Transfer] = []
         for slot, res in completions:
-            step = self._step[slot]
+            step, transfer = self._step[slot], self._transfer[slot]
+            assert transfer is not None
             if step is Step.READING:
                 self._read_done(slot, res)
             elif step is Step.WRITING:
@@ -227,6 +241,9 @@ class Engine:
                 self._sync_done(slot, res)
             if self._step[slot] is Step.FREE:
                 self._release(slot, finished)
+            if transfer.turns:
+                self._take_turns(transfer, transfer.turns)
+        self._go_on(finished)
         return finished
 
     def run(self) -> Iterator[Transfer | None]:
@@ -235,7 +252,7 @@ class Engine:
             if finished := self.start():
                 yield from finished
             elif self.in_flight or self.delay:
-                yield from self.complete(self._context.reap(self.delay))
+                yield from self.complete(self._context.reap(0 if self._ready else self.delay))
                 yield None
             else:
                 return
@@ -275,6 +292,8 @@ class Engine:
         slot = self._take(transfer)
         self._offset[slot], self._length[slot] = block
         self._begun = block[0] + block[1]
+        if transfer.turns is not None:
+            transfer.turns.append(slot)
         self._cached[slot] = self._copies = transfer.cached_fd >= 0 and transfer.is_cached(*block)
         self._begin(slot, Step.READING, 0, block[1])
         if slot == self._used:  # its memory was made for this: let the disk begin meanwhile
@@ -365,6 +384,38 @@ class Engine:
             res = 0
         if not self._moved(slot, res, 0):
             return
+        if transfer.turns is None:
+            self._read(slot, transfer)
+        else:
+            self._step[slot] = Step.WAITING
+
+    def _take_turns(self, transfer: Transfer, turns: deque[int]) -> None:
+        """See which blocks wait for none any more that is before them.
+
+        The first that is left is in flight, so its turn comes; of a transfer that has failed none
+        has to wait, and what is in flight ends by itself.
+        """
+        while turns and (transfer.failed or self._step[turns[0]] is Step.WAITING):
+            slot = turns.popleft()
+            if self._step[slot] is Step.WAITING:
+                self._ready.append(slot)
+
+    def _go_on(self, finished: list[Transfer]) -> None:
+        """Go on with a block whose turn has come, and let go of those whose transfer has failed."""
+        while self._ready:
+            slot = self._ready.popleft()
+            transfer = self._transfer[slot]
+            assert transfer is not None
+            self._step[slot] = Step.FREE
+            if going := not transfer.failed:
+                self._read(slot, transfer)
+            if self._step[slot] is Step.FREE:
+                self._release(slot, finished)
+            if going:
+                return
+
+    def _read(self, slot: int, transfer: Transfer) -> None:
+        """Write what was read, when it was looked at."""
         length = self._length[slot]
         transfer.bytes_read += length
         if transfer.looks and not self._show(slot, transfer):

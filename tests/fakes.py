@@ -6,6 +6,7 @@ file is under way, an engine that goes on for ever.
 """
 
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from errno import EAGAIN, EINVAL
@@ -78,6 +79,10 @@ class Script:
     def completes(self, in_flight: list[Operation]) -> list[Operation]:
         """Which operations a reap finds completed, in their order; at least one."""
         return in_flight
+
+    def has_completed(self, in_flight: list[Operation]) -> list[Operation]:
+        """Which operations a reap that does not wait finds completed."""
+        return []
 
     def result(self, operation: Operation) -> int | None:
         """Zero or a negative errno: that is `res`. A count: it moves at most so many bytes."""
@@ -156,13 +161,19 @@ class ScriptedContext:
             del self._queued[:taken]
 
     def reap(self, timeout: float | None = None) -> list[Completion]:
-        self.before_reap()
+        if timeout == 0 and self._in_flight:
+            return self._complete(self.script.has_completed(list(self._in_flight)))
+        if timeout != 0:
+            self.before_reap()
         if not self._in_flight:
             if not self._queued:
                 return []
             self._submit(self._queued.pop(0))  # as the real one does what the kernel refuses
         completed = list(self.script.completes(list(self._in_flight)))
         assert completed, "a script that completes nothing"
+        return self._complete(completed)
+
+    def _complete(self, completed: list[Operation]) -> list[Completion]:
         for operation in completed:
             self._in_flight.remove(operation)
             operation.res = self._perform(operation)
@@ -251,7 +262,8 @@ class FileTransfer(Transfer):
 
     A destination is cut to the source's size by `written`, as a file is, unless it is a `device`.
     `always`: a refusal of direct I/O is an error. Blocks of which some is said to be `in_memory`
-    are read from there. One that `marks` is due to be synced on its way after each write.
+    are read from there. One that `marks` is due to be synced on its way after each write, one that
+    is `ordered` is to see its blocks one after the other.
     """
 
     def __init__(
@@ -266,6 +278,7 @@ class FileTransfer(Transfer):
         always: bool = False,
         in_memory: Iterable[Extent] = (),
         marks: bool = False,
+        ordered: bool = False,
     ) -> None:
         super().__init__()
         self.context, self.source, self.destination = context, source, destination
@@ -284,9 +297,12 @@ class FileTransfer(Transfer):
         self.size = len(source.data)
         self.extents = [(0, self.size)] if extents is None else list(extents)
         self.blocks = list(self._cut(self.extents))
+        self.shown: list[tuple[int, int]] = []
+        if ordered:
+            self.looks, self.turns = True, deque()
         self.events: list[str] = []
         self.cause: OSError | None = None  # what this transfer itself raised
-        self._old = bytes(destination.data)
+        self._old, self._read = bytes(destination.data), bytes(source.data)
         self._left = self.blocks
         self._seen = 0
         content = bytearray(self._old)
@@ -322,6 +338,15 @@ class FileTransfer(Transfer):
         """Whether an operation is its own."""
         fds = {self.read_fd, self.write_fd, self.cached_fd} - {-1}
         return operation.fd in fds
+
+    def waiting(self) -> int:
+        """How many of its blocks have been read and wait for one before them, in flight."""
+        reading = [o.offset for o in self.held if o.step is Step.READING]
+        count = max(0, len(self.turns or ()) - len(reading))
+        if count:
+            start, end = self.blocks[len(self.shown)]
+            assert any(start <= offset < end for offset in reading), "waits for nothing"
+        return count
 
     def wanted(self) -> int:
         """How many slots it has work for: its blocks that are not down yet, then its sync."""
@@ -360,6 +385,12 @@ class FileTransfer(Transfer):
 
     def is_cached(self, offset: int, length: int) -> bool:
         return any(at < offset + length and offset < at + size for at, size in self.in_memory)
+
+    def saw(self, offset: int, block: memoryview) -> None:
+        end = offset + len(block)
+        assert self.blocks[len(self.shown)] == (offset, end), "not its turn"
+        assert block == self._read[offset:end], "not what was read"
+        self.shown.append((offset, end))
 
     def padding(self, offset: int, length: int) -> bytes:
         return self._old[offset : offset + length].ljust(length, b"\0")
@@ -439,7 +470,8 @@ def drive(
 
     def check() -> None:
         work = sum(transfer.wanted() for transfer in known if transfer not in ended)
-        assert engine.in_flight == len(context.held) <= min(context.depth, work)
+        waiting = sum(transfer.waiting() for transfer in known if transfer not in ended)
+        assert engine.in_flight == len(context.held) + waiting <= min(context.depth, work)
         copies = any(transfer.in_memory for transfer in known)  # a block of those at a time
         assert copies or engine.in_flight == min(context.depth, work)
         for transfer in known:
@@ -475,6 +507,7 @@ def assert_whole(transfer: FileTransfer) -> None:
     assert synced == transfer.destination.synced[marks:]
     assert bool(synced) == transfer.synced
     assert transfer.events.count("written") == 1
+    assert transfer.shown == (transfer.blocks if transfer.looks else [])
     total = sum(length for _, length in transfer.extents)
     assert (total, total) == (transfer.bytes_read, transfer.bytes_written)
     assert 0 <= transfer.bytes_cached <= sum(length for _, length in transfer.in_memory)

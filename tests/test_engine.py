@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from errno import EAGAIN, EBADF, EDQUOT, EFBIG, EINTR, EINVAL, EIO, ENOMEM, ENOSPC
+from itertools import pairwise
 
 import pytest
 
@@ -65,12 +66,15 @@ def copy(
     alignments: tuple[int, int] = (0, 0),
     always: bool = False,
     in_memory: Iterable[Extent] = (),
+    ordered: bool = False,
 ) -> FileTransfer:
     """Copy one file of `size` bytes."""
     source, destination = (File(alignment=alignment) for alignment in alignments)
     source.data[:] = noise(size)
     context = ScriptedContext(depth, block_size, script)
-    transfer = FileTransfer(context, source, destination, always=always, in_memory=in_memory)
+    transfer = FileTransfer(
+        context, source, destination, always=always, in_memory=in_memory, ordered=ordered
+    )
     assert drive(context, [transfer]) == [transfer]
     return transfer
 
@@ -175,6 +179,9 @@ class AnyOrder(Script):
     def __init__(self, choices: Choices, batches: bool) -> None:
         self.pick, self.batches = choices.pick, batches
 
+    def has_completed(self, in_flight: list[Operation]) -> list[Operation]:
+        return self.completes(in_flight) if self.batches and self.pick(2) else []
+
     def completes(self, in_flight: list[Operation]) -> list[Operation]:
         completed = [in_flight.pop(self.pick(len(in_flight)))]
         while self.batches and in_flight and self.pick(2):
@@ -247,7 +254,7 @@ def test_small_transfers_share_the_slots_with_their_reads_and_with_their_syncs()
     context = ScriptedContext(8, 8, Counting())
     for transfer in drive(context, several(context, *[5] * 8)):
         assert_whole(transfer)
-    assert most == {Step.FREE: 0, READ: 8, WRITE: 8, SYNC: 8, Step.MARKING: 0}
+    assert most == dict.fromkeys(Step, 0) | {READ: 8, WRITE: 8, SYNC: 8}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -645,6 +652,112 @@ def test_what_is_seen_can_stop_a_transfer() -> None:
     assert transfer.failed
     assert 16 not in [o.offset for o in transfer.log if o.step is Step.WRITING]
     assert_whole(other)
+
+
+# --- in order ---
+
+
+@pytest.mark.parametrize(("depth", "count"), [(1, 3), (2, 4), (3, 4), (3, 5)])
+@pytest.mark.parametrize("batches", [False, True])
+def test_blocks_are_seen_in_order_whatever_completes_first(
+    depth: int, count: int, batches: bool
+) -> None:
+    """`FileTransfer` says which is next, `drive` that one which waits does so for one in flight."""
+    for choices in Choices.all(3 if batches else 20_000):
+        script = AnyOrder(choices, batches)
+        transfer = copy(8 * count - 3, depth=depth, script=script, ordered=True)
+        assert_whole(transfer)
+        assert_written_once(transfer)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 64])
+def test_one_is_looked_at_and_the_disk_has_work_again(depth: int) -> None:
+    """However many have their turns at once: else the disk would wait until all are seen."""
+    done: list[str] = []
+
+    class Telling(Script):
+        def takes(self, queued: int) -> int:
+            done.append("submitted")
+            return queued
+
+    context = ScriptedContext(depth, 8, Telling())
+    transfer = FileTransfer(context, File(noise(160)), File(), ordered=True)
+    saw = transfer.saw
+
+    def see(offset: int, block: memoryview) -> None:
+        done.append("seen")
+        saw(offset, block)
+
+    transfer.saw = see  # type: ignore[method-assign]
+    drive(context, [transfer])
+    assert_whole(transfer)
+    assert done.count("seen") == 20
+    assert ("seen", "seen") not in pairwise(done)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 64])
+def test_a_short_read_keeps_its_turn(depth: int) -> None:
+    for script in (AtMost(reads=3), Backwards(), Nth(READ, 0, 1), Nth(READ, 0, 5)):
+        transfer = copy(8 * 20 + 3, depth=depth, script=script, ordered=True)
+        assert_whole(transfer)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 64])
+@pytest.mark.parametrize("step", [READ, WRITE])
+@pytest.mark.parametrize("offset", [0, 8, 32, 96])
+def test_what_waits_is_let_go_when_its_transfer_fails(depth: int, step: Step, offset: int) -> None:
+    """Whichever it is, the others are copied."""
+
+    class Late(Nth):
+        def completes(self, in_flight: list[Operation]) -> list[Operation]:
+            return in_flight[-1:]
+
+    context = ScriptedContext(depth, 8, Late(step, offset, -EIO))
+    transfers = [
+        FileTransfer(context, File(noise(100, seed)), File(), ordered=True) for seed in range(3)
+    ]
+    assert len(drive(context, transfers)) == 3
+    (failed,) = (transfer for transfer in transfers if transfer.failed)
+    assert failed.failure == Failure(step, EIO, offset)
+    assert_failed(failed)
+    for other in set(transfers) - {failed}:
+        assert_whole(other)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5, 64])
+def test_what_waits_is_let_go_when_it_is_stopped_from_outside(depth: int) -> None:
+    """As a cancelled task of aiocp.aio does it; so it is when a block that is seen is refused."""
+    for at in range(13):
+        context = ScriptedContext(depth, 8, Backwards())
+        files = [File(noise(100, seed)) for seed in range(3)]
+        stopped, refused, other = [
+            FileTransfer(context, file, File(), ordered=True) for file in files
+        ]
+
+        def refuse(
+            offset: int,
+            block: memoryview,
+            *,
+            saw: Callable[[int, memoryview], None] = refused.saw,
+            at: int = at,
+        ) -> None:
+            saw(offset, block)
+            if offset == 8 * at:
+                raise OSError(EIO, "not that")
+
+        refused.saw = refuse  # type: ignore[method-assign]
+        ended = []
+        for transfer in Engine(context, [stopped, refused, other]).run():
+            if transfer is not None:
+                ended.append(transfer)
+            elif len(stopped.shown) >= at:
+                stopped.error = stopped.error or OSError(EIO, "stopped")
+        assert len(ended) == 3
+        assert not context.held
+        assert_failed(stopped)
+        assert_failed(refused)
+        assert len(refused.shown) == at + 1
+        assert_whole(other)
 
 
 # --- several transfers ---

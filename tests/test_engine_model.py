@@ -43,6 +43,9 @@ class AnyKernel(Script):
     def takes(self, queued: int) -> int:
         return queued - self.pick(queued + 1)
 
+    def has_completed(self, in_flight: list[Operation]) -> list[Operation]:
+        return self.completes(in_flight) if self.pick(2) else []
+
     def completes(self, in_flight: list[Operation]) -> list[Operation]:
         completed = [in_flight.pop(self.pick(len(in_flight)))]
         while in_flight and self.pick(2):
@@ -138,12 +141,14 @@ def check(transfer: AnyTransfer, original: bytes) -> None:
         (2, (3, 1), (2, 0), 2, [(0, 2)]),
     ],
 )
+@pytest.mark.parametrize("ordered", [False, True])
 def test_all_that_can_happen_to_a_few_blocks(
     depth: int,
     sizes: tuple[int, ...],
     alignments: tuple[int, int],
     surprises: int,
     in_memory: list[Extent],
+    ordered: bool,
 ) -> None:
     """Every run in which the kernel is unkind at most so many times.
 
@@ -163,6 +168,7 @@ def test_all_that_can_happen_to_a_few_blocks(
                 File(noise(size, seed), alignments[0]),
                 File(b"", alignments[1]),
                 in_memory=in_memory,
+                ordered=ordered,
             )
             for seed, size in enumerate(sizes)
         ]
@@ -205,6 +211,7 @@ class World:
             always=self.rarely(),
             in_memory=self.extents(size, 1) or [] if source.direct and pick(2) else [],
             marks=not pick(3),
+            ordered=bool(pick(2)),
         )
         transfer.extents_fail, transfer.written_fails = self.rarely(), self.rarely()
         if transfer.extents_fail:
