@@ -2,7 +2,8 @@
 
 All copies of a loop that have the same depth and block size share one context and one engine, so
 that hundreds at once have no more in flight than one. No thread does any of that; only a stream,
-a pipe or a character device, for which one may have to wait without end, is copied in one.
+a pipe or a character device, for which one may have to wait without end, is copied in one, and so
+is a file with holes whose digest is to be taken.
 """
 
 import asyncio
@@ -32,10 +33,11 @@ from aiocp.copier import (
 from aiocp.direct import Direct
 from aiocp.engine import Engine, Transfer
 from aiocp.errors import fail
-from aiocp.extents import Sparse
+from aiocp.extents import Sparse, may_have_holes
 from aiocp.reflink import Reflink
 
 if TYPE_CHECKING:
+    from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
 __all__ = ["copy_file"]
@@ -52,6 +54,7 @@ async def copy_file(
     reflink: Reflink = "auto",
     sync: bool = True,
     verify: bool = False,
+    checksum: "Algorithm | None" = None,
     resume: bool = False,
     in_place: bool = False,
     allow_changed: bool = False,
@@ -70,7 +73,9 @@ async def copy_file(
 
     Copies of one loop with the same `depth`, `block_size` (bytes), `bwlimit` (bytes per second) and
     `idle` share a context: these are for all of them together. `progress` is called by the loop.
-    Opening, making and naming files is done in the loop too.
+    Opening, making and naming files is done in the loop too, and so are digests, a block at a time;
+    but a file that has holes is copied in a thread if there is to be a `checksum`, since what is in
+    its holes takes its time.
 
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
     what was there before still is, unless written in place.
@@ -83,6 +88,7 @@ async def copy_file(
         reflink=reflink,
         sync=sync,
         verify=verify,
+        checksum=checksum,
         resume=resume,
         in_place=in_place,
         allow_changed=allow_changed,
@@ -99,7 +105,8 @@ async def copy_file(
     )
     source, destination, names = paths(src, dst, into_directory)
     try:
-        if _is_stream(source) or _is_stream(destination):
+        zeroes = checksum is not None and _has_holes(source)
+        if _is_stream(source) or _is_stream(destination) or zeroes:
             return await _in_thread(how, source, destination, names)
         with _driver(how, bwlimit) as driver:
             steps = how._replace(shared=driver.context).steps(source, destination, names)
@@ -116,6 +123,12 @@ def _is_stream(path: bytes) -> bool:
     except OSError:
         return False  # it is new, or the error is told where it is opened
     return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
+def _has_holes(path: bytes) -> bool:
+    with suppress(OSError):
+        return may_have_holes(os.stat(path))
+    return False
 
 
 async def _in_thread(
@@ -238,7 +251,7 @@ class _Driver:
     def _advance(self) -> None:
         while finished := self._engine.start():
             self._ended(finished)
-        if self.context.refused:
+        if self.context.refused or self._engine.ready:
             self._loop.call_soon(self._told)
         self._stop_timer()
         if self._engine.delay is not None:

@@ -44,6 +44,7 @@ from aiocp.transfer import (
 )
 
 if TYPE_CHECKING:
+    from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
     from aiocp.partial import Partial
     from aiocp.verify import Verification
@@ -80,7 +81,8 @@ class CopyResult(NamedTuple):
     `bytes_written`, and the bytes that were `resumed`, there from an earlier copy, they are `size`.
     `backup` is the name of the backup, None without one, and
     `removed` tells that what was there is gone and has left nothing to the new file. `notes` says
-    what could not be had as asked, and why.
+    what could not be had as asked, and why. `checksum` is the digest of the copy, if one was asked
+    for, in hexadecimal digits.
     """
 
     source: str
@@ -102,6 +104,7 @@ class CopyResult(NamedTuple):
     removed: bool
     synced: bool
     verified: bool
+    checksum: str | None
     elapsed: float
     rate: float
     notes: tuple[str, ...]
@@ -123,6 +126,7 @@ def copy_file(
     reflink: Reflink = "auto",
     sync: bool = True,
     verify: bool = False,
+    checksum: "Algorithm | None" = None,
     resume: bool = False,
     in_place: bool = False,
     allow_changed: bool = False,
@@ -155,6 +159,8 @@ def copy_file(
         sync: False leaves the copy to the kernel's writeback, as cp does: a power cut can lose it.
         verify: read the copy back from the disk before it gets its name, and see that each block is
             what was read of the source.
+        checksum: "sha256", "blake2b" or "xxh128" (XXH3): the digest that is taken of the bytes as
+            they are read. Those of holes are read from nowhere, and take their time all the same.
         resume: go on with what an earlier copy that was to be resumed has left when it was stopped,
             killed or cut off, if the source (inode, size, mtime, ctime) is what it was; leave such
             a thing when this one is: next to `dst`, under a hidden name, with a journal. Not for
@@ -194,9 +200,9 @@ def copy_file(
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
-        ValueError: depth, block_size, bwlimit, preserve, backup, suffix or link out of range, or
-            `reflink="always"` with another `sparse` than "auto", `verify` or `resume` without
-            `sync`, `resume` with `in_place`.
+        ValueError: depth, block_size, checksum, bwlimit, preserve, backup, suffix or link out of
+            range, or `reflink="always"` with another `sparse` than "auto", `verify` or `resume`
+            without `sync`, `resume` with `in_place`, `checksum` where no contents are copied.
     """
     copier = prepare(
         depth=depth,
@@ -206,6 +212,7 @@ def copy_file(
         reflink=reflink,
         sync=sync,
         verify=verify,
+        checksum=checksum,
         resume=resume,
         in_place=in_place,
         allow_changed=allow_changed,
@@ -221,6 +228,7 @@ def copy_file(
         cancel=cancel,
     )
     check_link(link)
+    check_checksum(checksum, contents=link is None and not attributes_only)
     source, destination, names = paths(src, dst, into_directory)
     try:
         if link is not None:
@@ -248,6 +256,7 @@ def prepare(
     reflink: Reflink,
     sync: bool,
     verify: bool,
+    checksum: "Algorithm | None",
     resume: bool,
     in_place: bool,
     allow_changed: bool,
@@ -267,6 +276,7 @@ def prepare(
     check_block_size(block_size)
     check_when("direct", direct)
     check_verify(verify, sync)
+    check_checksum(checksum, contents=not attributes_only)
     check_resume(resume, sync, in_place)
     pace = which_pace(bwlimit)
     return Copier(
@@ -277,6 +287,7 @@ def prepare(
         which_reflink(reflink, sparse),
         sync,
         verify,
+        checksum,
         resume,
         in_place,
         allow_changed,
@@ -322,6 +333,20 @@ def check_verify(verify: bool, sync: bool) -> None:
 
         if not sync:
             raise ValueError("verify reads what is on the disk: it goes with sync")
+
+
+def check_checksum(checksum: str | None, *, contents: bool) -> None:
+    """Raise ValueError unless this is None or an algorithm, and `contents` are there to digest.
+
+    What it takes is loaded now, while no file is open.
+    """
+    if checksum is not None:
+        import aiocp.reading  # noqa: F401
+        from aiocp.checksum import load
+
+        load(checksum)
+        if not contents:
+            raise ValueError("checksum is of contents: it goes without attributes_only and link")
 
 
 def check_resume(resume: bool, sync: bool, in_place: bool) -> None:
@@ -386,6 +411,7 @@ class Copier(NamedTuple):
     reflink: Reflink
     sync: bool
     verify: bool
+    checksum: "Algorithm | None"
     resume: bool
     in_place: bool
     allow_changed: bool
@@ -459,6 +485,7 @@ class Copier(NamedTuple):
             removed=replaced is not None and replaced.existed and not kept,
             synced=self.sync,
             verified=False,
+            checksum=None,
             elapsed=perf_counter() - begun,
             rate=0,
             notes=(),
@@ -505,7 +532,7 @@ class Copier(NamedTuple):
         self, source: Source, place: Place, names: tuple[str, str], begun: float
     ) -> CopyResult | None:
         """Copy a small file by a batch of one; None where that is not for this one."""
-        general = self.attributes_only or self.verify or self.sparse == "always" or self.shared
+        general = self.attributes_only or self.sparse == "always" or self.shared or self._looks
         if general or self.pace or not self._is_small(source):
             return None
         copied = copy_small(
@@ -548,6 +575,7 @@ class Copier(NamedTuple):
             removed=False,
             synced=self.sync,
             verified=False,
+            checksum=None,
             elapsed=elapsed,
             rate=size / elapsed,
             notes=(),
@@ -603,6 +631,8 @@ class Copier(NamedTuple):
                     transfer.clone(self.reflink, set())
                 context = stack.enter_context(self._context(transfer, streamed))
                 yield from self._fill(transfer, context)
+                if transfer.cloned:
+                    yield from self._read(transfer, context)
                 verification = yield from self._verify(transfer, context)
             except (OSError, Cancelled) as error:
                 if unfinished is not None:
@@ -645,6 +675,7 @@ class Copier(NamedTuple):
             removed=destination.removes and destination.backup is None,
             synced=transfer.synced,
             verified=verification is not None,
+            checksum=transfer.digest,
             elapsed=elapsed,
             rate=(transfer.size - transfer.resumed) / elapsed,
             notes=tuple(
@@ -658,6 +689,11 @@ class Copier(NamedTuple):
                 )
             ),
         )
+
+    @property
+    def _looks(self) -> bool:
+        """Whether what is read is looked at."""
+        return self.verify or self.checksum is not None
 
     def _unfinished(self, source: Source, place: Place) -> "Partial | None":
         """What is to be gone on with, if anything."""
@@ -680,7 +716,7 @@ class Copier(NamedTuple):
         source = transfer.source
         holes = self.sparse != "never" and transfer.destination.regular
         nothing = holes and extents.has_no_data(source.fd, source.stat)
-        shared = transfer.cloned and not self.verify
+        shared = transfer.cloned and not self._looks
         if self._is_small(source) or shared or nothing:
             # the end of one for AIO takes 33 ms
             return Context(1, paced_block_size(SMALL, self.pace), aio=False)
@@ -689,10 +725,12 @@ class Copier(NamedTuple):
     def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
         source, destination = transfer.source, transfer.destination
-        if self.verify:
-            from aiocp.verify import Digests
-
-            transfer.record(Digests(context.block_size))
+        transfer.record(
+            verify=self.verify,
+            checksum=self.checksum,
+            block_size=context.block_size,
+            cancel=self.cancel,
+        )
         if self.attributes_only:
             transfer.size = 0
         elif transfer.cloned:
@@ -701,22 +739,28 @@ class Copier(NamedTuple):
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse, reserve=not self._is_small(source))
+            if transfer.resumed:
+                yield from self._read(transfer, context)
         yield context, transfer, transfer.size
         if transfer.failed:
             raise what_stopped(transfer)
+
+    def _read(self, transfer: FileTransfer, context: Context) -> Steps[None]:
+        """Read what was not read to be copied, if it is to be looked at."""
+        if not transfer.observers:
+            return
+        with closing(transfer.reading(context.block_size)) as reading:
+            yield context, reading, 0
+            if reading.failed:
+                raise what_stopped(reading)
 
     def _verify(self, transfer: FileTransfer, context: Context) -> "Steps[Verification | None]":
         """Compare what is on the disk, if it is to be, with what was read."""
         digests = transfer.digests
         if digests is None or self.attributes_only:
             return None
-        from aiocp.verify import Reading, Verification
+        from aiocp.verify import Verification
 
-        if unread := transfer.size if transfer.cloned else transfer.resumed:
-            reading = Reading(transfer.source, digests, unread)
-            yield context, reading, 0
-            if reading.failed:
-                raise what_stopped(reading)
         with closing(
             Verification(transfer.destination, digests, transfer.size, context.block_size)
         ) as verification:

@@ -1,17 +1,19 @@
 """Where files with several names were copied to: the one thing that grows with a tree.
 
-Some 70 bytes for each such file, a million of them in 70 MB, where a dict of tuples takes 400: a
-hash table of inode numbers for each source device, in two arrays, and behind it one record for
-each file in one long bytearray.
+Some 70 bytes for each such file, and those of its digest if it has one; a million of them in 70 MB,
+where a dict of tuples takes 400: a hash table of inode numbers for each source device, in two
+arrays, and behind it one record for each file in one long bytearray.
 """
 
 import os
 from array import array
 from struct import Struct
+from typing import NamedTuple
 
 Identity = tuple[int, int]  # device and inode number
 
-_RECORD = Struct("<IQB")  # index of the directory, inode number of the copy, length of the name
+# index of the directory, inode number of the copy, length of the name and of the digest behind it
+_RECORD = Struct("<IQBB")
 _EMPTY = 0  # no file has this inode number
 _HASH = 0x9E3779B97F4A7C15  # Knuth's multiplier: inode numbers come in runs
 _REMEMBERED = 1024  # directories whose index is known
@@ -21,8 +23,16 @@ def identity(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino
 
 
+class Copied(NamedTuple):
+    """What a source was copied to, the identity that this had, and its digest if it has one."""
+
+    path: bytes
+    identity: Identity
+    checksum: str | None = None
+
+
 class HardLinks:
-    """By the identity of a source: the path of its copy, and the copy's identity."""
+    """By the identity of a source: what is known of its copy."""
 
     def __init__(self) -> None:
         self._tables: dict[int, _Table] = {}
@@ -33,26 +43,36 @@ class HardLinks:
     def __len__(self) -> int:
         return sum(table.used for table in self._tables.values())
 
-    def add(self, source: Identity, directory: bytes, name: bytes, copy: Identity) -> None:
+    def add(
+        self,
+        source: Identity,
+        directory: bytes,
+        name: bytes,
+        copy: Identity,
+        checksum: str | None = None,
+    ) -> None:
         """Remember that `source` was copied to `name` in `directory`, an absolute path."""
         table = self._tables.get(source[0])
         if table is None:
             table = self._tables[source[0]] = _Table()
         table.set(source[1], len(self._records))
-        self._records += _RECORD.pack(self._index(directory, copy[0]), copy[1], len(name))
-        self._records += name
+        index, digest = self._index(directory, copy[0]), bytes.fromhex(checksum or "")
+        self._records += _RECORD.pack(index, copy[1], len(name), len(digest))
+        self._records += name + digest
 
-    def get(self, source: Identity) -> tuple[bytes, Identity] | None:
-        """The path of what `source` was copied to, and the identity that it had."""
+    def get(self, source: Identity) -> Copied | None:
+        """What `source` was copied to, None if it was not."""
         table = self._tables.get(source[0])
         at = None if table is None else table.get(source[1])
         if at is None:
             return None
-        index, inode, length = _RECORD.unpack_from(self._records, at)
+        index, inode, length, digest = _RECORD.unpack_from(self._records, at)
         at += _RECORD.size
         directory, device = self._directories[index]
         name = bytes(self._records[at : at + length])
-        return os.path.join(directory, name), (device, inode)
+        at += length
+        checksum = self._records[at : at + digest].hex() or None
+        return Copied(os.path.join(directory, name), (device, inode), checksum)
 
     def identities(self) -> "Identities":
         """Those of all that was added until now."""

@@ -179,7 +179,7 @@ class Operands:
             result = self._contents(source, destination, existing, progress)
         else:
             self._node(source, destination, seen)
-        self._made(destination, seen, linked)
+        self._made(destination, seen, linked, None if result is None else result.checksum)
         return result
 
     def _contents(
@@ -326,14 +326,14 @@ class Operands:
         """Whether another name of a file may come: followed links count as names too."""
         return "links" in self.how.preserve and (seen.st_nlink > 1 or self.how.follow != "none")
 
-    def _made(self, destination: str, seen: Status, linked: bool) -> None:
+    def _made(self, destination: str, seen: Status, linked: bool, digest: str | None) -> None:
         made = _look(destination, follow=False)
         if made is None:
             return
         self._created.add(_entry(destination, made))
         if linked:
             directory, name = os.path.split(os.path.abspath(os.fsencode(destination)))
-            self._links.add(identity(seen), directory, name, identity(made))
+            self._links.add(identity(seen), directory, name, identity(made), digest)
 
     def _link(self, source: str, destination: str, seen: Status) -> bool:
         """Give what an operand before was copied to another name, if one was."""
@@ -343,16 +343,16 @@ class Operands:
         from aiocp.nodes import link_node
 
         flags = os.O_PATH | os.O_NOFOLLOW
-        with operation("link"), File.open_far(copied[0], flags) as file:
+        with operation("link"), File.open_far(copied.path, flags) as file:
             found = os.fstat(file.fileno())
-            if copied[1] != identity(found):
+            if copied.identity != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             with self._place(destination) as (directory, name):
                 backups = self.how.backups()
                 replaced = link_node(file.fileno(), found, directory, name, backups=backups)
         self._created.add(_entry(destination, found))
-        kind = kind_of(found.st_mode)
-        self._tell_node(source, destination, "hard-link", kind, replaced or Replaced())
+        made, kind = replaced or Replaced(), kind_of(found.st_mode)
+        self._tell_node(source, destination, "hard-link", kind, made, copied.checksum)
         return True
 
     @contextmanager
@@ -372,14 +372,20 @@ class Operands:
         self._tell(os.fsdecode(source), os.fsdecode(destination), "directory", "directory")
 
     def _tell_node(
-        self, source: str, destination: str, method: str, kind: str, replaced: Replaced
+        self,
+        source: str,
+        destination: str,
+        method: str,
+        kind: str,
+        replaced: Replaced,
+        digest: str | None = None,
     ) -> None:
         backup = None
         if replaced.backup is not None:
             directory = os.path.dirname(destination)
             backup = os.path.join(directory, os.fsdecode(replaced.backup))
         removed = replaced.existed and backup is None
-        self._tell(source, destination, method, kind, backup, removed)
+        self._tell(source, destination, method, kind, backup, removed, digest)
 
     def _tell(
         self,
@@ -389,9 +395,11 @@ class Operands:
         kind: str,
         backup: str | None = None,
         removed: bool = False,
+        digest: str | None = None,
     ) -> None:
         if self.how.on_entry is not None:
-            self.how.on_entry(Outcome(source, destination, method, backup, removed, kind))
+            how = method, backup, removed, kind
+            self.how.on_entry(Outcome(source, destination, *how, checksum=digest))
 
 
 def _look(path: str, *, follow: bool) -> Status | None:

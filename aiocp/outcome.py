@@ -12,8 +12,8 @@ class Outcome(NamedTuple):
     "hard-link", "symbolic-link", or "skipped" where what is there was not to be replaced. `backup`
     is the name that what was there has now, `removed` tells that it went, without a backup, and
     left nothing to what has its name now. `kind` is "file", "directory", "link" (a symbolic one) or
-    "special", and `size` in bytes, of what a file got of the source's contents. `notes` are as
-    those of CopyResult.
+    "special", and `size` in bytes, of what a file got of the source's contents; `checksum` is the
+    digest of these, if it was asked for. `notes` are as those of CopyResult.
     """
 
     source: str
@@ -23,6 +23,7 @@ class Outcome(NamedTuple):
     removed: bool = False
     kind: str = "file"
     size: int = 0
+    checksum: str | None = None
     notes: tuple[str, ...] = ()
 
 

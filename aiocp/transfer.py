@@ -1,6 +1,7 @@
 """What the engine transfers: the blocks of a file, the sync of a directory."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from errno import EINVAL, EIO, EROFS
 from typing import TYPE_CHECKING
@@ -13,8 +14,10 @@ from aiocp.place import open_directory
 from aiocp.source import Source, shrank
 
 if TYPE_CHECKING:
+    from aiocp.checksum import Algorithm, Checksum
     from aiocp.pace import Pace
     from aiocp.partial import Partial
+    from aiocp.reading import Observer, Reading
     from aiocp.verify import Digests
 
 # Holes of less bytes than this are read with the data around them: that costs less than one more
@@ -52,6 +55,8 @@ class FileTransfer(engine.Transfer):
         self.size = 0
         self.cloned = False
         self.digests: Digests | None = None
+        self.checksum: Checksum | None = None
+        self.observers: list[Observer] = []
 
     def clone(self, how: reflink.Reflink, refused: set[int]) -> bool:
         """Share the source's blocks instead of copying them, if that can be: reflink.clone()."""
@@ -118,8 +123,8 @@ class FileTransfer(engine.Transfer):
         """Copy what has no offsets, as stream.copy() does; yield the bytes done so far."""
 
         def saw(read: memoryview) -> None:
-            if self.digests is not None:
-                self.digests.feed(read)
+            for observer in self.observers:
+                observer.feed(read)
             if pace is not None:
                 pace.wait(len(read), cancel)
 
@@ -127,16 +132,50 @@ class FileTransfer(engine.Transfer):
             self.size = self.bytes_read = done
             self.bytes_written = done - self.holes
             yield done
-        if self.digests is not None:
-            self.digests.end()
 
-    def record(self, digests: "Digests") -> None:
-        """Have the digest of each block that is read kept there."""
-        self.digests, self.looks = digests, True
+    def record(
+        self,
+        *,
+        verify: bool,
+        checksum: "Algorithm | None",
+        block_size: int,
+        cancel: Cancel | None,
+    ) -> None:
+        """Take note of what is read: of each block, to `verify` the copy, and of all in order."""
+        if verify:
+            from aiocp.verify import Digests
+
+            self.digests = Digests(block_size)
+            self.observers.append(self.digests)
+        if checksum is not None:
+            from aiocp.checksum import Checksum
+
+            self.checksum, self.turns = Checksum(checksum, cancel), deque()
+            self.observers.append(self.checksum)
+        self.looks = bool(self.observers)
 
     def saw(self, offset: int, block: memoryview) -> None:
-        assert self.digests is not None
-        self.digests.add(offset, block)
+        for observer in self.observers:
+            observer.add(offset, block)
+
+    def reading(self, block_size: int) -> "Reading":
+        """What reads, to be looked at, what is in the copy without having been read to be copied:
+        all of a clone, and what was there before. It reads the source, where the copy is to be
+        compared with that; else the copy, which nobody changes meanwhile. Raises OSError."""
+        from aiocp.reading import Reading, reopen
+
+        unread = self.size if self.cloned else self.resumed
+        if self.digests is not None:
+            source = self.source
+            return Reading(source.fd, source.alignment, unread, self.observers, None)
+        with operation("open copy"):
+            file, alignment = reopen(self.destination.fd, block_size)
+        return Reading(file.fileno(), alignment, unread, self.observers, file)
+
+    @property
+    def digest(self) -> str | None:
+        """That of the whole file, if it was to be taken."""
+        return None if self.checksum is None else self.checksum.hex()
 
     def padding(self, offset: int, length: int) -> bytes:
         return self.destination.padding(offset, length)
@@ -157,6 +196,9 @@ class FileTransfer(engine.Transfer):
         direct.switch_off(self.read_fd if step is engine.Step.READING else self.write_fd)
 
     def written(self) -> None:
+        if not self.cloned:  # else all is still to be read
+            for observer in self.observers:
+                observer.end(self.size)
         self.source.check(self._allow_changed)
         self.destination.finish(self.size, self.source)
         if self.unfinished is not None:

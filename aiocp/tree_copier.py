@@ -14,6 +14,7 @@ from aiocp.copier import (
     Progress,
     StrPath,
     check_block_size,
+    check_checksum,
     check_depth,
     check_link,
     check_resume,
@@ -32,6 +33,7 @@ from aiocp.tree_copy import TreeCopy
 from aiocp.tree_options import Replace, TreeOptions
 
 if TYPE_CHECKING:
+    from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
 # As many bytes as copy_file has in flight, in blocks that small files fill better: 20,000 of them
@@ -91,6 +93,7 @@ def copy_tree(
     force: bool = False,
     sync: bool = True,
     verify: bool = False,
+    checksum: "Algorithm | None" = None,
     resume: bool = False,
     allow_changed: bool = False,
     links: HardLinks | None = None,
@@ -111,6 +114,7 @@ def copy_tree(
         depth, block_size, sparse, reflink, sync, verify, allow_changed, remove_destination, backup,
             suffix, attributes_only, force, bwlimit, idle, cancel: as for `copy_file`, for all files
             together; depth is less where RLIMIT_NOFILE does not allow two descriptors for each.
+        checksum: as for `copy_file`, of each file: the `Outcome` has it.
         resume: as for `copy_file`, for each large file; and what is there is left alone if it is
             of the source's size and not older, as finished by an earlier copy.
         preserve: of "mode", "ownership", "timestamps", "links" (hard links within the tree),
@@ -152,6 +156,7 @@ def copy_tree(
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
+    check_checksum(checksum, contents=link is None and not attributes_only)
     names = os.fsdecode(src), os.fsdecode(dst)
     counted = totals and (progress is not None or progress_files is not None)
     limits = budget(depth, walks=2 if counted else 1)
@@ -164,6 +169,7 @@ def copy_tree(
         follow=follow_symlinks,
         sync=sync,
         verify=verify,
+        checksum=checksum,
         resume=resume,
         allow_changed=allow_changed,
         replace=_unless_finished(replace) if resume else replace,

@@ -17,7 +17,8 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from errno import EINVAL, EISDIR, ESTALE
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from aiocp.backup import Backups, Replaced
 from aiocp.batch import Batch, SmallFile
@@ -45,6 +46,10 @@ from aiocp.tree_file import TreeFile, begin
 from aiocp.tree_node import make
 from aiocp.tree_options import TreeOptions
 from aiocp.tree_progress import TreeProgress
+
+if TYPE_CHECKING:
+    from aiocp.reading import Reading
+    from aiocp.verify import Verification
 
 # Bytes of other programs that a sync of the file system may write along, about what a disk writes
 # in a second
@@ -89,7 +94,8 @@ class TreeCopy:
         self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
         self._top = os.path.abspath(names[1])
         self._begun: deque[Transfer] = deque()  # to hand to the engine
-        self._read_back: dict[Transfer, TreeFile] = {}  # what is compared, and before that read
+        # what is read of clones, and of what is on the disk
+        self._read_back: dict[Transfer, tuple[Reading | Verification, TreeFile]] = {}
 
     def run(
         self,
@@ -278,10 +284,12 @@ class TreeCopy:
         except OSError as error:
             self._failed(path, error)
         else:
-            if transfer is not None:
-                yield transfer
-            else:
+            if transfer is None:
                 look(self.cancel)
+            elif isinstance(transfer, TreeFile) and transfer.resumed and transfer.observers:
+                self._read(transfer.reading, transfer)
+            else:
+                yield transfer
 
     def _enter(self, directory: Directory) -> None:
         """Make, or take, the directory that goes with one of the source's."""
@@ -385,11 +393,16 @@ class TreeCopy:
         return None
 
     def _remember(
-        self, source: Identity, target: Target, name: bytes, made: os.stat_result
+        self,
+        source: Identity,
+        target: Target,
+        name: bytes,
+        made: os.stat_result,
+        digest: str | None = None,
     ) -> None:
         """That a file which has other names was copied."""
         directory = os.path.join(self._top, target.directory.path)
-        self._copied.add(source, directory, name, identity(made))
+        self._copied.add(source, directory, name, identity(made), digest)
 
     def _may_replace(self, target: Target, name: bytes, path: bytes, seen: os.stat_result) -> bool:
         """Whether what has the name, if anything has, is to be replaced."""
@@ -415,15 +428,21 @@ class TreeCopy:
         if (copied := self._copied.get(source)) is None:
             return False
         flags = os.O_PATH if self.how.follow else os.O_PATH | os.O_NOFOLLOW
-        with operation("link"), File.open_far(copied[0], flags) as file:
+        with operation("link"), File.open_far(copied.path, flags) as file:
             found = os.fstat(file.fileno())
-            if copied[1] != identity(found):
+            if copied.identity != identity(found):
                 raise fail(ESTALE, "its first name was replaced meanwhile")
-            self._link_to(file.fileno(), target, name, path, found)
+            self._link_to(file.fileno(), target, name, path, found, copied.checksum)
         return True
 
     def _link_to(
-        self, fd: int, target: Target, name: bytes, path: bytes, found: os.stat_result
+        self,
+        fd: int,
+        target: Target,
+        name: bytes,
+        path: bytes,
+        found: os.stat_result,
+        digest: str | None,
     ) -> None:
         if stat.S_ISREG(found.st_mode) and not (
             target.created or self.how.remove or self.how.backs_up
@@ -432,7 +451,8 @@ class TreeCopy:
                 if stat.S_ISDIR(os.stat(name, dir_fd=target.fd()).st_mode):
                     raise fail(EISDIR, "cannot overwrite a directory with what is none")
         replaced = link_node(fd, found, target.fd(), name, backups=target.backups)
-        self._count(path, "hard-link", replaced or Replaced(), kind_of(found.st_mode))
+        made, kind = replaced or Replaced(), kind_of(found.st_mode)
+        self._count(path, "hard-link", made, kind, digest=digest)
 
     # --- what the engine gives back ---
 
@@ -446,15 +466,14 @@ class TreeCopy:
         elif isinstance(transfer, TreeFile):
             elsewhere = transfer.cloned or transfer.streamed  # what no engine has written
             self._moved += transfer.size if elsewhere else transfer.holes + transfer.resumed
-            if transfer.waits and not transfer.failed:
-                transfer.let_source_go()
-                self._hold(transfer, 1)
-            elif self.how.verify and not transfer.failed:
-                self._verify(transfer)
+            if transfer.cloned and transfer.observers and not transfer.failed:
+                if transfer.digests is None:  # the copy is read
+                    transfer.let_source_go()
+                self._read(transfer.reading, transfer)
             else:
-                self._commit(transfer)
+                self._copied_whole(transfer)
         elif transfer in self._read_back:
-            self._was_read(transfer, self._read_back.pop(transfer))
+            self._was_read(*self._read_back.pop(transfer))
         else:
             assert isinstance(transfer, TargetSync)
             try:
@@ -463,44 +482,46 @@ class TreeCopy:
                 self._failed(transfer.target.directory.path, error)
             self._arrived(self._settle(transfer.target))
 
-    def _verify(self, file: TreeFile) -> None:
-        """Have what is on the disk compared with what was read; what is shared is read before."""
-        from aiocp.verify import Reading
+    def _copied_whole(self, file: TreeFile) -> None:
+        """Have a file placed, or what is on the disk of it compared with what was read before."""
+        if file.failed:
+            self._commit(file)
+        elif file.waits:
+            file.let_source_go()
+            self._hold(file, 1)
+        elif (digests := file.digests) is not None:
+            from aiocp.verify import Verification
 
-        assert file.digests is not None
-        if unread := file.size if file.cloned else file.resumed:
-            reading = Reading(file.source, file.digests, unread)
-            self._read_back[reading] = file
-            self._begun.append(reading)
+            file.let_source_go()
+            self._read(partial(Verification, file.destination, digests, file.size), file)
         else:
-            self._compare(file)
+            self._commit(file)
 
-    def _compare(self, file: TreeFile) -> None:
-        from aiocp.verify import Verification
-
-        assert file.digests is not None
-        file.let_source_go()
+    def _read(self, begin: "Callable[[int], Reading | Verification]", file: TreeFile) -> None:
+        """Have the engine read what is on the disk of a file."""
         try:
-            reading = Verification(file.destination, file.digests, file.size, self.how.block_size)
+            reading = begin(self.how.block_size)
         except OSError as error:
             file.error = error
             self._commit(file)
         else:
-            self._read_back[reading] = file
+            self._read_back[reading] = reading, file
             self._begun.append(reading)
 
-    def _was_read(self, reading: Transfer, file: TreeFile) -> None:
-        from aiocp.verify import Verification
+    def _was_read(self, reading: "Reading | Verification", file: TreeFile) -> None:
+        from aiocp.reading import Reading
 
-        if isinstance(reading, Verification):
-            reading.close()
+        reading.close()
+        if not isinstance(reading, Reading):
             file.error = reading.why()
-        elif reading.failed:
-            file.error = what_stopped(reading)
-        else:
-            self._compare(file)
+            self._commit(file)
             return
-        self._commit(file)
+        if reading.failed:
+            file.error = what_stopped(reading)
+        if file.cloned or file.failed:
+            self._copied_whole(file)
+        else:  # it was there before, and the rest comes now
+            self._begun.append(file)
 
     def _written(self, batch: Batch) -> None:
         """One file less of a batch is to be written; after the last it is placed."""
@@ -582,6 +603,7 @@ class TreeCopy:
             method = rung(transfer, self._context, transfer.streamed)
             if self.how.attributes_only:
                 method = "attributes"
+            unfinished = transfer.unfinished
             self._tell(
                 transfer.path,
                 method,
@@ -589,7 +611,8 @@ class TreeCopy:
                 destination.removes,
                 destination.backup,
                 transfer.size,
-                () if transfer.unfinished is None else tuple(transfer.unfinished.notes()),
+                transfer.digest,
+                () if unfinished is None else tuple(unfinished.notes()),
             )
         if transfer.identity is None:
             return
@@ -606,13 +629,14 @@ class TreeCopy:
         open."""
         with operation("look at copy"):
             found = os.fstat(fd)
-        self._remember(source, transfer.target, transfer.name, found)
+        digest = transfer.digest
+        self._remember(source, transfer.target, transfer.name, found, digest)
         before: Target | None = None
         names = sorted(transfer.other_names, key=lambda other: -other[0].directory.depth)
         for target, name, path in names:
             parked = target.file.fileno() < 0
             try:
-                self._link_to(fd, target, name, path, found)
+                self._link_to(fd, target, name, path, found, digest)
             except OSError as error:
                 self._failed(path, error)
             if parked:
@@ -652,7 +676,14 @@ class TreeCopy:
         return target.parent
 
     def _count(
-        self, path: bytes, method: str, replaced: Replaced, kind: str, *, is_link: bool = False
+        self,
+        path: bytes,
+        method: str,
+        replaced: Replaced,
+        kind: str,
+        *,
+        is_link: bool = False,
+        digest: str | None = None,
     ) -> None:
         """Count, and tell of, what was made at once."""
         if is_link:
@@ -661,7 +692,8 @@ class TreeCopy:
             self.specials += 1
         else:
             self.files += 1
-        self._tell(path, method, kind, replaced.existed, replaced.backup)
+        existed, backup = replaced.existed, replaced.backup
+        self._tell(path, method, kind, existed, backup, digest=digest)
 
     def _tell(
         self,
@@ -671,6 +703,7 @@ class TreeCopy:
         existed: bool = False,
         backup: bytes | None = None,
         size: int = 0,
+        digest: str | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
         if self.on_entry is None:
@@ -680,7 +713,8 @@ class TreeCopy:
         if backup is not None:
             kept = os.fsdecode(os.path.join(os.path.dirname(os.fsencode(destination)), backup))
         removed = existed and backup is None
-        self.on_entry(Outcome(source, destination, method, kept, removed, kind, size, notes))
+        how = method, kept, removed, kind, size, digest, notes
+        self.on_entry(Outcome(source, destination, *how))
 
     def _both(self, path: bytes) -> tuple[str, str]:
         """The names of an entry on both sides; those of the tree for the empty path."""

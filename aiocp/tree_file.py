@@ -130,10 +130,9 @@ def begin(
         target, name, source, destination, how.file_sync, how.allow_changed, place, unfinished
     )
     try:
-        if how.verify:
-            from aiocp.verify import Digests
-
-            transfer.record(Digests(how.block_size))
+        transfer.record(
+            verify=how.verify, checksum=how.checksum, block_size=how.block_size, cancel=cancel
+        )
         if how.attributes_only or transfer.clone(how.reflink, refused):
             pass
         elif source.size is None:

@@ -13,6 +13,7 @@ from aiocp.reflink import Reflink
 from aiocp.transfer import sync_before_name
 
 if TYPE_CHECKING:
+    from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
 # whether to replace, given the path, the source's stat and that of what has its name
@@ -31,6 +32,7 @@ class TreeOptions(NamedTuple):
     follow: bool
     sync: bool
     verify: bool
+    checksum: "Algorithm | None"
     resume: bool
     allow_changed: bool
     replace: Replace | None
@@ -58,11 +60,12 @@ class TreeOptions(NamedTuple):
         """Whether small files may be copied by the batch.
 
         Not where each link that is followed is a name of its file, files are not what they seem, or
-        are read back.
+        what is in them is looked at.
         """
         linked = self.follow and "links" in self.preserve
-        special = self.link or self.attributes_only or self.verify
-        return not (linked or special or self.sparse == "always")
+        special = self.link or self.attributes_only
+        looked_at = self.verify or self.checksum is not None or self.sparse == "always"
+        return not (linked or special or looked_at)
 
     def has_contents(self, seen: os.stat_result) -> bool:
         """Whether to copy what is in something, rather than to make another of its kind."""

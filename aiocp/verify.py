@@ -8,7 +8,6 @@ Digests are XXH3 of 128 bits: for what goes wrong by chance, not for what is mad
 """
 
 import os
-import stat
 from array import array
 from collections.abc import Iterator
 from errno import EBADMSG, EINVAL
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from aiocp import direct, engine, extents
+from aiocp import engine, extents
 from aiocp.errors import VerificationFailed, fail, operation
-from aiocp.linux import File
+from aiocp.reading import Reads, reopen
 
 if TYPE_CHECKING:
     from aiocp.destination import Destination
-    from aiocp.source import Source
 
 _DIGEST = 16  # bytes
 
@@ -56,8 +54,8 @@ class Digests:
                 self._end_block()
             data = data[room:]
 
-    def end(self) -> None:
-        """Take note that the stream has ended."""
+    def end(self, size: int) -> None:
+        """Take note that all `size` bytes have been read, if they were a stream."""
         if self._fed % self._block_size:
             self._end_block()
 
@@ -87,33 +85,7 @@ class Digests:
             yield done, size - done
 
 
-class _Reads(engine.Transfer):
-    """Blocks that are read to be looked at."""
-
-    looks = True
-    sync = engine.Sync.NONE
-
-    def undirect(self, step: engine.Step) -> None:
-        super().undirect(step)
-        direct.switch_off(self.read_fd)
-
-
-class Reading(_Reads):
-    """The blocks of a source that were not read to be copied, as they are shared or were there."""
-
-    def __init__(self, source: "Source", digests: Digests, size: int) -> None:
-        """Those of its first `size` bytes."""
-        super().__init__()
-        self.read_fd, self.read_direct = source.fd, bool(source.alignment)
-        self.alignment = max(source.alignment, 1)
-        self.extents = extents.find_data(source.fd, size, self.alignment)
-        self._digests = digests
-
-    def saw(self, offset: int, block: memoryview) -> None:
-        self._digests.add(offset, block)
-
-
-class Verification(_Reads):
+class Verification(Reads):
     """The blocks of a copy that is synced, read back. `close` when it has ended."""
 
     def __init__(
@@ -127,18 +99,10 @@ class Verification(_Reads):
         if not destination.seekable:
             raise fail(EINVAL, "verify: a stream cannot be read back")
         with operation("verify: open"):
-            self._file = File.open(b"/proc/self/fd/%d" % destination.fd, os.O_RDONLY)
-        try:
-            self.read_fd = fd = self._file.fileno()
-            with operation("verify: open"):
-                self.alignment = direct.switch_on(fd, "auto", block_size)
-                self._regular = stat.S_ISREG(os.fstat(fd).st_mode)
-                there = os.fstat(fd).st_size if self._regular else size
-                if not self.alignment:
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        except BaseException:
-            self.close()
-            raise
+            self._file, self.alignment = reopen(destination.fd, block_size)
+        self.read_fd = fd = self._file.fileno()
+        self._regular = destination.regular
+        there = os.fstat(fd).st_size if self._regular else size
         if there != size:
             self.close()
             raise _mismatch(f"it has {there} bytes, not {size}")

@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"report", "request", "said", "usage"},
     {"heat_map", "json_lines", "options", "operands"},
-    {"arguments", "parents", "progress", "summary"},
+    {"arguments", "parents", "progress", "receipt", "summary"},
     {"meter"},
     {"__init__"},
     {"shutil"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"ground", "link", "small"},
     {"batch", "transfer"},
     {"reflink", "verify"},
+    {"checksum", "reading"},
     {"destination", "nodes"},
     {"backup", "partial", "place"},
     {"journal", "source", "metadata", "context", "tree", "extents", "host"},
@@ -120,6 +121,9 @@ def test_copying_a_file_loads_nothing_for_trees() -> None:
         "pathspec",
         "aiocp.nodes",
         "aiocp.probe",
+        "aiocp.checksum",
+        "aiocp.receipt",
+        "hashlib",
     ):
         assert subprocess.check_output([sys.executable, "-c", code % module]) == b"[]\n"
     with pytest.raises(AttributeError, match="nothing"):

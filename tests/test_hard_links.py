@@ -18,12 +18,14 @@ FILES = st.tuples(st.integers(0, 3), INODES, st.integers(0, 5), NAMES, INODES)
 
 @given(st.lists(FILES, max_size=200), st.integers(1, 2**64 - 1))
 def test_what_was_added_is_found(files: list[tuple[int, int, int, bytes, int]], other: int) -> None:
-    """The last copy of each source, by a dict; nothing for what was not added."""
+    """The last copy of each source, by a dict; nothing for what was not added. With a digest, if it
+    has one, of any length."""
     table, expected = HardLinks(), {}
     for device, inode, number, name, copy in files:
         directory = b"/d%d" % number
-        table.add((device, inode), directory, name, (number, copy))
-        expected[device, inode] = (directory + b"/" + name, (number, copy))
+        digest = name[:64].hex() if number % 2 else None
+        table.add((device, inode), directory, name, (number, copy), digest)
+        expected[device, inode] = (directory + b"/" + name, (number, copy), digest)
     assert {key: table.get(key) for key in expected} == expected
     assert (len(expected), None) == (len(table), table.get((9, other)))
 

@@ -236,6 +236,19 @@ def test_verified_when_resumed(tmp_path: Path) -> None:
     assert result.verified
 
 
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("sparse", ["auto", "always"])
+def test_the_checksum_of_one_that_is_resumed(tmp_path: Path, sparse: str, *, verify: bool) -> None:
+    """Is that of all of it: what was there is read for it."""
+    content = CONTENT[: 2 * MIB] + bytes(MIB) + CONTENT + bytes(MIB)
+    source, destination = interrupt(tmp_path, content, sparse=sparse)
+    result = copy(source, destination, verify=verify, sparse=sparse, checksum="sha256")
+    assert MIB <= result.resumed < result.size
+    digest = subprocess.check_output(["sha256sum", destination], text=True).split()[0]
+    assert result.checksum == digest
+    assert destination.read_bytes() == content
+
+
 def test_in_asyncio(tmp_path: Path) -> None:
     source, destination = interrupt(tmp_path)
     assert_resumed(
@@ -505,6 +518,31 @@ def test_a_tree_is_gone_on_with(tmp_path: Path) -> None:
     copy_tree(source, destination, on_entry=on_entry, **how)
     assert set(skipped) == set(there) - {".large.aiocp-partial", ".large.aiocp-journal"}
     assert (destination / "large").stat().st_ino == there[".large.aiocp-partial"]
+    assert subprocess.run(["diff", "-r", source, destination]).returncode == 0
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_the_checksum_of_a_file_of_a_tree_that_is_resumed(tmp_path: Path, *, verify: bool) -> None:
+    """What is left alone, as it is finished, has none."""
+    source, destination = tmp_path / "source", tmp_path / "copy"
+    source.mkdir()
+    (source / "large").write_bytes(CONTENT)
+    (source / "small").write_bytes(CONTENT[:5])
+    how: dict[str, Any] = {"resume": True, "depth": 4, "block_size": 64 * KIB, "reflink": "never"}
+    with pytest.raises(Stopped):
+        copy_tree(source, destination, progress=when_kept(destination), **how)
+    inode = (destination / ".large.aiocp-partial").stat().st_ino
+    sums: dict[str, str | None] = {}
+
+    def on_entry(outcome: Any) -> None:
+        if outcome.method not in ("directory", "skipped"):
+            sums[outcome.destination] = outcome.checksum
+
+    copy_tree(source, destination, checksum="sha256", verify=verify, on_entry=on_entry, **how)
+    assert (destination / "large").stat().st_ino == inode
+    for name in {str(destination / "large"), *sums}:
+        digest = subprocess.check_output(["sha256sum", name], text=True).split()[0]
+        assert sums[name] == digest
     assert subprocess.run(["diff", "-r", source, destination]).returncode == 0
 
 

@@ -351,7 +351,7 @@ def test_a_streams_digests_are_those_of_its_blocks() -> None:
             count = rng.randint(1, 9000)
             stream.feed(content[at : at + count])
             at += count
-        stream.end()
+        stream.end(size)
         assert len(blocks) == len(stream) == -(-size // 4096)
         assert [blocks.block(i) for i in range(len(blocks))] == [
             stream.block(i) for i in range(len(stream))
