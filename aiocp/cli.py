@@ -2,11 +2,13 @@
 
 import os
 import signal
+import stat
 import sys
-from contextlib import suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from itertools import chain
 from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from aiocp.errors import Cancelled
 from aiocp.operands import Operands
@@ -15,6 +17,9 @@ from aiocp.progress import Bar, Lines, Progress
 from aiocp.quoting import quoted
 from aiocp.request import request
 from aiocp.said import Exit, Said
+
+if TYPE_CHECKING:
+    from aiocp.receipt import Receipt
 
 _OPEN_FILES = 16_384
 _COMPLETE = "_AIOCP_COMPLETE"  # set by the shell functions that --install-completion installs
@@ -49,8 +54,8 @@ class Signals:
         return self.number != 0
 
 
-def _copy(options: Options) -> int:
-    """Copy each operand; the exit status."""
+def _copy(options: Options, held: ExitStack) -> int:
+    """Copy each operand; the exit status. What is `held` is to be let go of then."""
     said = Said(options)
     signals = Signals()
     how, pairs = request(
@@ -61,6 +66,7 @@ def _copy(options: Options) -> int:
         on_entry=said.entry if said.listens else None,
         on_error=said.error,
     )
+    said.receipt = held.enter_context(_receipt(options, pairs))
     copy = Operands(how).copy
     show = _show(options.progress)
     for source, destination in pairs:
@@ -78,7 +84,7 @@ def _copy(options: Options) -> int:
         else:
             if result is not None:
                 said.result(result)
-    said.end()
+    said.end(sync=options.sync)
     return said.status
 
 
@@ -97,6 +103,32 @@ def _probe(options: Options) -> int:
         print(f"aiocp: stopped by {name}: nothing is left of the probe", file=sys.stderr)
         return Exit(128 + signals.number)
     return Exit.DONE if done else Exit.NOT_COPIED
+
+
+def _receipt(
+    options: Options, pairs: list[tuple[str, str]]
+) -> "AbstractContextManager[Receipt | None]":
+    """The file for what --checksum says, if there is to be one. Raises UsageError."""
+    if options.checksum is None:
+        return nullcontext()
+    if (path := options.checksum.file) is None:
+        if not options.as_json and any(_is_stdout(destination) for _, destination in pairs):
+            raise UsageError("--checksum prints where the copy goes: give it a file, ALGO=FILE")
+        return nullcontext()
+    from aiocp.receipt import Receipt
+
+    try:
+        return Receipt(path, chain(*pairs))
+    except OSError as error:
+        raise UsageError(f"cannot write {path!r}: {error.strerror}") from None
+
+
+def _is_stdout(path: str) -> bool:
+    """Whether a file is what we print to, and is no terminal or other device."""
+    with suppress(OSError):
+        out = os.fstat(sys.stdout.fileno())
+        return os.path.samestat(out, os.stat(path)) and not stat.S_ISCHR(out.st_mode)
+    return False
 
 
 def _show(asked: bool | None) -> type[Progress]:
@@ -123,8 +155,11 @@ def run(argv: list[str]) -> int:
         options = _parse(argv)
         if not isinstance(options, Options):
             status = options
+        elif options.probe is not None:
+            status = _probe(options)
         else:
-            status = _copy(options) if options.probe is None else _probe(options)
+            with ExitStack() as held:
+                status = _copy(options, held)
         sys.stdout.flush()
         return status
     except UsageError as error:

@@ -49,6 +49,22 @@ def _rate(text: str) -> int:
     return rate
 
 
+class Checksums(NamedTuple):
+    """What --checksum asks for: an algorithm, and the file for its lines, None for stdout."""
+
+    algorithm: str
+    file: str | None
+
+
+def _checksum(text: str) -> Checksums:
+    from aiocp.checksum import ALGORITHMS
+
+    algorithm, equals, file = text.partition("=")
+    if algorithm not in ALGORITHMS or (equals and not file):
+        raise ValueError(f"takes {', '.join(ALGORITHMS)}, each also with =FILE, not {text!r}")
+    return Checksums(algorithm, file or None)
+
+
 def _how(text: str) -> str:
     """One of the three values of several options, or what abbreviates it."""
     found = [how for how in HOW if how.startswith(text)]
@@ -277,6 +293,17 @@ class Options(NamedTuple):
     verify: Annotated[
         bool, _flag(TRANSFER, "Read it back from the disk, and compare.", "--verify")
     ] = False
+    checksum: Annotated[
+        Any,
+        _flag(
+            TRANSFER,
+            "Print what sha256sum (ALGO sha256), b2sum (blake2b) or xxh128sum (xxh128) take with -c"
+            " to check the copies; or write it to FILE.",
+            "--checksum",
+            metavar="ALGO[=FILE]",
+            parser=_checksum,
+        ),
+    ] = None
     resume: Annotated[
         bool,
         _flag(TRANSFER, "Go on where --resume was cut off, and skip what is done.", "--resume"),

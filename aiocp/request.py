@@ -61,6 +61,7 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "reflink": options.reflink,
             "sync": options.sync,
             "verify": options.verify,
+            "checksum": None if options.checksum is None else options.checksum.algorithm,
             "resume": options.resume,
             "allow_changed": options.allow_changed,
             "remove_destination": options.remove_destination,
@@ -94,6 +95,10 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError(words)
     if options.verify and not options.sync:
         raise UsageError("--verify reads what is on the disk: it excludes --no-sync")
+    if options.checksum and (options.attributes_only or how.link):
+        raise UsageError("--checksum is of contents: it excludes --attributes-only, --link and -s")
+    if options.checksum and options.checksum.file is None and options.as_json and how.recursive:
+        raise UsageError("with -r and --json, --checksum takes a file: --checksum=ALGO=FILE")
     if options.resume and (not options.sync or options.in_place):
         raise UsageError("--resume excludes --no-sync and --in-place")
     if options.in_place and (how.backup or how.link or how.removes):

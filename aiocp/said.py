@@ -14,6 +14,7 @@ from aiocp.quoting import quoted
 from aiocp.summary import Tally
 
 if TYPE_CHECKING:
+    from aiocp.receipt import Receipt
     from aiocp.tree_copier import TreeResult
 
 
@@ -32,17 +33,21 @@ class Exit(IntEnum):
 class Said:
     """What is printed of a copy, and the exit status that belongs to it.
 
-    `progress` is what shows how far it is: a bar makes room for what is printed. `listens` tells
-    whether `entry` has anything to do.
+    `progress` is what shows how far it is: a bar makes room for what is printed. `receipt` takes
+    the checksums, if they are not printed. `listens` tells whether `entry` has anything to do.
     """
 
     def __init__(self, options: Options) -> None:
         self.status = Exit.DONE
         self.progress: Progress | None = None
+        self.receipt: Receipt | None = None
         self._debug, self._json = options.debug, options.as_json
         self._verbose = options.verbose or options.debug
-        self._resume = options.resume
-        self._out = sys.stderr if options.as_json else sys.stdout
+        self.listens = bool(self._verbose or self._json or options.resume or options.checksum)
+        self._prints_checksums = bool(
+            options.checksum and not (options.checksum.file or options.as_json)
+        )
+        self._out = sys.stderr if options.as_json or self._prints_checksums else sys.stdout
         self._tally = Tally(sync=options.sync, verify=options.verify)
         self._unwritten: OSError | None = None
         self._signal: str | None = None
@@ -50,10 +55,6 @@ class Said:
             from aiocp import json_lines  # now, while no file is open
 
             self._objects = json_lines
-
-    @property
-    def listens(self) -> bool:
-        return self._verbose or self._json or self._resume
 
     def ask(self, path: str) -> bool:
         """Whether to replace a file; a no leaves something uncopied."""
@@ -82,8 +83,10 @@ class Said:
         self._complain(f"stopped by {self._signal}: {words}")
 
     def entry(self, entry: Outcome | CopyResult) -> None:
-        """What cp -v says of a file, and with --debug how it was copied."""
+        """What cp -v says of a file, and with --debug how it was copied; its checksum."""
         self._tally.entry(entry)
+        if entry.checksum is not None:
+            self._checksum(entry.checksum, entry.destination)
         if self._json:
             self._print(self._objects.of_entry(entry), sys.stdout)
         source, destination = quoted(entry.source), quoted(entry.destination)
@@ -109,31 +112,59 @@ class Said:
             for note in result.notes:
                 self._print(f"  {note}", self._out)
 
-    def end(self) -> None:
-        """The summary. Raises OSError where not everything could be printed."""
-        if not self.listens:
+    def end(self, *, sync: bool) -> None:
+        """The receipt, of what was copied, and the summary.
+
+        Raises OSError where not everything could be printed.
+        """
+        if self.receipt is not None:
+            self._commit(self.receipt, sync)
+        if self._verbose or self._json:
+            self._sum_up()
+        if self._unwritten is not None:
+            raise self._unwritten
+
+    def _commit(self, receipt: "Receipt", sync: bool) -> None:
+        """Put the receipt in place; where nothing could be copied there is none."""
+        if not (receipt.lines or self.status is Exit.DONE):
             return
+        try:
+            receipt.commit(sync=sync)
+        except OSError as error:
+            self._complain(f"cannot write {quoted(receipt.path)}: {error.strerror}")
+            self.status = max(self.status, Exit.NOT_COPIED)
+
+    def _sum_up(self) -> None:
         summary = self._tally.summary(self.status, self._signal)
         if self._json:
             self._print(self._objects.of_summary(summary), sys.stdout)
         if self._verbose:
             for line in summary.lines():
                 self._complain(line)
-        if self._unwritten is not None:
-            raise self._unwritten
+
+    def _checksum(self, digest: str, path: str) -> None:
+        from aiocp.checksum import line
+
+        if self.receipt is not None:
+            self.receipt.add(line(digest, path))
+        elif self._prints_checksums:
+            self._print(line(digest, path), sys.stdout)
 
     def _complain(self, words: str) -> None:
         self._clear()
         print(f"aiocp: {words}", file=sys.stderr)
 
-    def _print(self, line: str, out: TextIO) -> None:
+    def _print(self, line: str | bytes, out: TextIO) -> None:
         """Print a line, at once for a program that reads along; the copy goes on if nobody does."""
         if self._unwritten is not None:
             return
         if self.progress is not None and self.progress.shows and out.isatty():
             self._clear()
         try:
-            out.write(f"{line}\n")
+            if isinstance(line, bytes):
+                out.buffer.write(line)
+            else:
+                out.write(f"{line}\n")
             if self._json:
                 out.flush()
         except OSError as error:

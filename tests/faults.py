@@ -261,9 +261,11 @@ def serve(copies: Sequence[Copy]) -> None:
 
     From the moment strace counts, this makes no call that strace makes fail.
     """
+    import aiocp.receipt
     import aiocp.verify  # noqa: F401 - what is loaded late would be counted
-    from aiocp import cli
+    from aiocp import checksum, cli
 
+    checksum.load("sha256")
     with contextlib.redirect_stderr(io.StringIO()):
         cli.run(["loads what is loaded late"])
     print("ready", flush=True)

@@ -14,6 +14,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,6 +117,7 @@ class Case:
     new: bytes = NEW
     backup: bool = False  # to be made, with a link or, where there is none to be had, without
     verify: bool = False
+    checksum: bool = False  # to be written into a file
 
     def __str__(self) -> str:
         return self.name
@@ -147,6 +149,7 @@ CASES = [
     Case("in place", AIO | {"openat", "stat", "close", "ftruncate"}, OLD, hard_linked=True),
     Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
     Case("verified", ALWAYS | AIO | {"link"}, verify=True),
+    Case("with a checksum", ALWAYS | AIO | {"link"}, checksum=True),
     Case("small", PLAIN | {"link"}, new=NEW[:100_001]),
     Case("small, without O_TMPFILE", PLAIN | {"rename"}, refused=("O_TMPFILE",), new=NEW[:100_001]),
     Case("small, replaced", PLAIN | {"chown", "clone", "link", "rename"}, OLD, new=NEW[:100_001]),
@@ -227,6 +230,7 @@ def command(case: Case, source: Path, to: Path) -> Copy:
         str(to / "copy"),
         *["-b"] * case.backup,
         *["--verify"] * case.verify,
+        *[f"--checksum=sha256={to}/sums"] * case.checksum,
     ]
     return Copy(options, f"{to}.stderr", case.refused, case.uid)
 
@@ -267,6 +271,9 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
         names.add(backup.name)
         if not backup.exists() or backup.read_bytes() != case.old:
             yield "status 0 without the backup"
+    if case.checksum:
+        yield from judge_sums(case, directory, outcome)
+        names.add("sums")
     there = sorted(os.listdir(directory))
     copy = directory / "copy"
     found = copy.read_bytes() if copy.exists() else None
@@ -278,6 +285,9 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
             yield "status 0 without the new bytes"
         if lines:
             yield "status 0 with a message"
+    elif case.checksum and "cannot write" in outcome.stderr:
+        if found != (case.new if outcome.status == 1 else case.old):
+            yield "it says that the receipt is missing, and the copy is"
     elif outcome.status == 1:
         pattern = r"aiocp: cannot copy '[^']+' to '[^']+': [a-z][^:]+: .+"
         if len(lines) != 1 or not re.fullmatch(pattern, lines[0]):
@@ -297,3 +307,18 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
         yield "neither status 0 nor 1"
     if not set(there) <= names:
         yield f"left behind: {there}"
+
+
+def judge_sums(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
+    """What is wrong with the receipt: it is whole, and of what is in place."""
+    sums, words = directory / "sums", f"'{directory}/sums': [a-z][^:]+: .+"
+    digest = subprocess.check_output(["sha256sum"], input=case.new).split()[0]
+    if sums.exists():
+        if sums.read_bytes() != digest + b"  %b/copy\n" % os.fsencode(directory):
+            yield "not what sha256sum prints"
+    elif outcome.status == 0:
+        yield "status 0 without a receipt"
+    if "cannot write" in outcome.stderr and not re.fullmatch(
+        rf"aiocp: cannot write {words}\n", outcome.stderr
+    ):
+        yield "the message is not one line with file, operation and reason"

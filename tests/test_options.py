@@ -10,7 +10,24 @@ from aiocp.options import DECLARED, Options, UsageError, read, rewrite
 from aiocp.usage import explain
 
 NAMES = [name for each in DECLARED for names in each.option.names for name in names.split("/")]
-WORDS = ["", "a", "b/c", "-", "--", "x=y", "auto", "al", "never", "4096", "64K", "1MiB", "7", "0"]
+WORDS = [
+    "",
+    "a",
+    "b/c",
+    "-",
+    "--",
+    "x=y",
+    "auto",
+    "al",
+    "never",
+    "sha256",
+    "sha256=x",
+    "4096",
+    "64K",
+    "1MiB",
+    "7",
+    "0",
+]
 
 
 def by_typer(rewritten: list[str]) -> Options | int | str:
@@ -48,6 +65,7 @@ def test_typer_says_the_same(argv: list[str]) -> None:
 def test_every_option_is_read_without_typer() -> None:
     """One after the other, with a value that it takes."""
     values: dict[str, Any] = {"depth": 7, "block_size": 8192, "bwlimit": 8192}
+    values["checksum"] = "xxh128"
     seen = set()
     for declared in DECLARED[1:-1]:
         for names in declared.option.names:
