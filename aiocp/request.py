@@ -97,8 +97,6 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError("--verify reads what is on the disk: it excludes --no-sync")
     if options.checksum and (options.attributes_only or how.link):
         raise UsageError("--checksum is of contents: it excludes --attributes-only, --link and -s")
-    if options.checksum and options.checksum.file is None and options.as_json and how.recursive:
-        raise UsageError("with -r and --json, --checksum takes a file: --checksum=ALGO=FILE")
     if options.resume and (not options.sync or options.in_place):
         raise UsageError("--resume excludes --no-sync and --in-place")
     if options.in_place and (how.backup or how.link or how.removes):

@@ -113,11 +113,11 @@ class Said:
                 self._print(f"  {note}", self._out)
 
     def end(self, *, sync: bool) -> None:
-        """The receipt, of what was copied, and the summary.
+        """The receipt, of what was copied, unless a signal has stopped it, and the summary.
 
         Raises OSError where not everything could be printed.
         """
-        if self.receipt is not None:
+        if self.receipt is not None and self._signal is None:
             self._commit(self.receipt, sync)
         if self._verbose or self._json:
             self._sum_up()

@@ -98,17 +98,31 @@ def test_without_a_file_it_is_printed(here: Path) -> None:
     assert done.stdout == "'large' -> 'to/large'\n"
 
 
+def entries(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
+    """The objects of files and links that --json has printed."""
+    assert (done.returncode, done.stderr) == (0, "")
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    return [one for one in objects if one["type"] in ("file", "link")]
+
+
 def test_with_json_it_is_in_the_object(here: Path) -> None:
+    """Of each file; nothing else is printed."""
     expected = subprocess.check_output(["sha256sum", "large"], text=True).split()[0]
     for checksum in ("sha256", "sha256=sums"):
-        done = aiocp("--json", "--checksum", checksum, "large", "copy")
-        assert json.loads(done.stdout)["checksum"] == expected
-        assert done.stderr == ""
+        (one,) = entries(aiocp("--json", "--checksum", checksum, "large", "copy"))
+        assert one["checksum"] == expected
     assert check("sums") == ["copy"]
-    assert json.loads(aiocp("--json", "large", "copy").stdout)["checksum"] is None
-    done = aiocp("--json", "-r", "--checksum", "sha256", "tree", "copied")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert not (here / "copied").exists()
+    (one,) = entries(aiocp("--json", "large", "copy"))
+    assert one["checksum"] is None
+    sums = {
+        one["destination"]: one["checksum"]
+        for one in entries(aiocp("--json", "-r", "--checksum", "sha256", "tree", "copied"))
+    }
+    assert len(sums) == 9
+    assert sums.pop("copied/link") is None
+    lines = [f"{digest}  {path}\n" for path, digest in sums.items()]
+    (here / "sums").write_text("".join(lines))
+    assert check("sums") == sorted(sums)
 
 
 def test_an_old_receipt_is_replaced(here: Path) -> None:
