@@ -8,8 +8,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
-from typing import Self
+from typing import Protocol, Self
 
 from aiocp.errors import operation
 from aiocp.slots import Slots
@@ -81,6 +82,11 @@ class Context:
             else:
                 break
         return slots
+
+    @property
+    def in_flight(self) -> int:
+        """How many operations the kernel has."""
+        return self._slots.in_flight
 
     @property
     def peak_in_flight(self) -> int:
@@ -188,6 +194,14 @@ class Context:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Contexts(Protocol):
+    """What has a context at hand."""
+
+    def __call__(
+        self, depth: int, block_size: int, *, idle: bool
+    ) -> AbstractContextManager[Context]: ...
 
 
 def _forget() -> None:

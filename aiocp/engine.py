@@ -166,8 +166,9 @@ class Engine:
     """Drives transfers through a context, with as many slots in flight as there is work for."""
 
     def __init__(
-        self, context: Context, transfers: Iterable[Transfer], pace: Pace | None = None
+        self, context: Context, transfers: Iterable[Transfer | None], pace: Pace | None = None
     ) -> None:
+        """Take up what `transfers` gives; None is that there is none now, and more may come."""
         depth = context.depth
         self.bytes_written = 0  # by all transfers
         self.delay: float | None = None  # seconds until a block may begin that waits for the pace

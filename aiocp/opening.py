@@ -1,10 +1,9 @@
 """Ahead of the engine: the small files of a tree on their way to be opened, a batch at a time."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from aiocp.batch import Batch
-from aiocp.budget import AHEAD
 from aiocp.reflink import Reflink
 from aiocp.stage import Stage
 from aiocp.target import Target
@@ -16,7 +15,8 @@ class Opening:
 
     `make` makes an empty batch of files for that target, `capacity` is how many files it takes.
     `alignments` remembers by source device what direct reads ask for, `refused` by destination
-    device from which others nothing can be cloned to it.
+    device from which others nothing can be cloned to it. Nothing here waits: `stage` is what to
+    wait for where too many batches are on their way.
     """
 
     def __init__(self, make: Callable[[Target], Batch], capacity: int, reflink: Reflink) -> None:
@@ -25,7 +25,7 @@ class Opening:
         self._make, self._capacity, self._reflink = make, capacity, reflink
         self._filling: Batch | None = None
         self._batches: set[Batch] = set()
-        self._stage: Stage[Batch] = Stage("aiocp-open", threads=2)
+        self.stage: Stage[Batch] = Stage("aiocp-open", threads=2)
 
     def add(self, directory: Directory, name: bytes) -> bool:
         """Add what is a regular file by the listing; whether a batch is full by it.
@@ -56,22 +56,15 @@ class Opening:
         refused = directory.stat.st_dev in self.refused[target.stat.st_dev]
         return "never" if refused and self._reflink == "auto" else self._reflink
 
-    def open(self) -> Iterator[Batch]:
-        """Have what was added opened; gives batches that are, where enough are on their way."""
+    def open(self) -> None:
+        """Have what was added opened."""
         batch, self._filling = self._filling, None
         if batch is not None:
-            self._stage.give(batch.open)
-        while self._stage.pending > AHEAD:
-            yield self._take()
+            self.stage.give(batch.open)
 
-    def rest(self) -> Iterator[Batch]:
-        """All that is still to come, opened."""
-        yield from self.open()
-        while self._stage.pending:
-            yield self._take()
-
-    def _take(self) -> Batch:
-        batch = self._stage.take()
+    def take(self) -> Batch:
+        """The next batch that is opened."""
+        batch = self.stage.take()
         for target in batch.refused():
             self.refused[target.stat.st_dev].add(target.directory.stat.st_dev)
         return batch
@@ -83,6 +76,6 @@ class Opening:
 
     def close(self) -> None:
         """Let go of what an exception has left open; nothing may be placing it any more."""
-        self._stage.close()
+        self.stage.close()
         for batch in self._batches:
             batch.close()

@@ -22,59 +22,58 @@ class Placing:
     """Has a side thread put batches in place.
 
     What waits without a name is held until there are `together` files of it: then the file system
-    of the target `root` is synced, which is counted in `syncs`. Each method but `sync` gives what
-    was written and is settled meanwhile: batches are in place then, or know their errors; what is
-    no batch is still to be committed, or has the error of the sync.
+    of the target `root` is synced, which is counted in `syncs`. Nothing here waits: while it is
+    `full` no more is to be begun, and `stage` is what to wait for. `settled` gives what was written
+    and is done with: batches are in place then, or know their errors; what is no batch is still to
+    be committed, or has the error of the sync.
     """
 
     def __init__(self, together: int) -> None:
         self.root: Target | None = None
         self.syncs = 0
+        self.stage: Stage[_Placed] = Stage("aiocp-place")
         self._together = together
         self._held: list[Written] = []
         self._holding = 0
-        self._stage: Stage[_Placed] = Stage("aiocp-place")
 
-    def place(self, batch: Batch) -> Iterator[Written]:
+    @property
+    def full(self) -> bool:
+        """Whether as much is on its way as may be."""
+        return self._holding >= self._together or self.stage.pending >= BEHIND
+
+    def place(self, batch: Batch) -> None:
         """Put in place what is synced, or need not be."""
-        return self._give(partial(_placed, [batch]), BEHIND)
+        self.stage.give(partial(_placed, [batch]))
 
-    def hold(self, written: Written, count: int) -> Iterator[Written]:
+    def hold(self, written: Written, count: int) -> None:
         """Keep that many files for the next sync of the file system."""
         self._held.append(written)
         self._holding += count
-        if self._holding >= self._together:
-            yield from self._sync_held()
+        self._sync_if_many()
 
-    def _sync_held(self) -> Iterator[Written]:
-        held, self._held, self._holding = self._held, [], 0
-        return self._give(partial(self._sync_and_place, held), 1)
+    def _sync_if_many(self) -> None:
+        if self._holding >= self._together and not self.stage.pending:
+            self.rest()
 
-    def _give(self, call: Callable[[], _Placed], at_once: int) -> Iterator[Written]:
-        """Have a call made where not more than that are on their way."""
-        while self._stage.pending >= at_once:
-            yield from self._take()
-        self._stage.give(call)
+    def rest(self) -> None:
+        """Have the file system synced for what is held, however little that is."""
+        if self._held:
+            held, self._held, self._holding = self._held, [], 0
+            self.stage.give(partial(self._sync_and_place, held))
 
     def settled(self) -> Iterator[Written]:
         """What there is without waiting."""
-        while self._stage.pending and self._stage.done():
-            yield from self._take()
+        while self.stage.pending and self.stage.done():
+            written = self._take()
+            self._sync_if_many()
+            yield from written
 
-    def rest(self) -> Iterator[Written]:
-        """What was given until now and is still on its way, waiting for it."""
-        if self._held:
-            yield from self._sync_held()
-        if self._stage.pending:
-            yield from self._take()
-
-    @property
-    def pending(self) -> bool:
-        """Whether anything is on its way."""
-        return bool(self._held or self._stage.pending)
+    def then(self, call: Callable[[], object]) -> None:
+        """Have the side thread call something; what that raises is raised by `settled`."""
+        self.stage.give(partial(_called, call))
 
     def _take(self) -> Sequence[Written]:
-        written, failure = self._stage.take()
+        written, failure = self.stage.take()
         if failure is not None:
             for one in written:
                 if isinstance(one, Batch):
@@ -100,7 +99,12 @@ class Placing:
 
     def close(self) -> None:
         """Wait for the call that is being made, and forget the others."""
-        self._stage.close()
+        self.stage.close()
+
+
+def _called(call: Callable[[], object]) -> _Placed:
+    call()
+    return (), None
 
 
 def _placed(written: Sequence[Written]) -> _Placed:

@@ -1,14 +1,15 @@
 """copy_tree(), its options and its result; the copying is TreeCopy's."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiocp import metadata
 from aiocp.backup import NONE, SUFFIX, check_backup
-from aiocp.budget import budget
-from aiocp.context import Context
+from aiocp.budget import Budget, budget
+from aiocp.context import Context, Contexts
 from aiocp.copier import (
     Link,
     Progress,
@@ -29,7 +30,8 @@ from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.priority import lowered
 from aiocp.reflink import Reflink
-from aiocp.tree_copy import TreeCopy
+from aiocp.stage import Stage
+from aiocp.tree_copy import Reap, TreeCopy, Wait
 from aiocp.tree_options import Replace, TreeOptions
 
 if TYPE_CHECKING:
@@ -151,15 +153,87 @@ def copy_tree(
         Cancelled: `cancel` was set; what was copied by then stays.
         ValueError: as from `copy_file`.
     """
+    return prepare(
+        src,
+        dst,
+        depth=depth,
+        block_size=block_size,
+        sparse=sparse,
+        reflink=reflink,
+        preserve=preserve,
+        follow_symlinks=follow_symlinks,
+        one_file_system=one_file_system,
+        exclude=exclude,
+        replace=replace,
+        remove_destination=remove_destination,
+        backup=backup,
+        suffix=suffix,
+        link=link,
+        attributes_only=attributes_only,
+        copy_contents=copy_contents,
+        keep_directory_symlink=keep_directory_symlink,
+        force=force,
+        sync=sync,
+        verify=verify,
+        checksum=checksum,
+        resume=resume,
+        allow_changed=allow_changed,
+        links=links,
+        on_entry=on_entry,
+        on_error=on_error,
+        bwlimit=bwlimit,
+        idle=idle,
+        progress=progress,
+        progress_files=progress_files,
+        totals=totals,
+        cancel=cancel,
+    ).copy()
+
+
+def prepare(
+    src: StrPath,
+    dst: StrPath,
+    *,
+    depth: int,
+    block_size: int,
+    sparse: Sparse,
+    reflink: Reflink,
+    preserve: Iterable[str],
+    follow_symlinks: bool,
+    one_file_system: bool,
+    exclude: Callable[[bytes, bool], bool] | None,
+    replace: Replace | None,
+    remove_destination: bool,
+    backup: str,
+    suffix: str | bytes,
+    link: Link | None,
+    attributes_only: bool,
+    copy_contents: bool,
+    keep_directory_symlink: bool,
+    force: bool,
+    sync: bool,
+    verify: bool,
+    checksum: "Algorithm | None",
+    resume: bool,
+    allow_changed: bool,
+    links: HardLinks | None,
+    on_entry: Callable[[Outcome], object] | None,
+    on_error: Callable[[OSError], object] | None,
+    bwlimit: "int | Pace | None",
+    idle: bool,
+    progress: Progress | None,
+    progress_files: Progress | None,
+    totals: bool,
+    cancel: Cancel | None,
+) -> "TreeCopier":
+    """A copier of these arguments of copy_tree(). Raises ValueError."""
     check_verify(verify, sync)
     check_resume(resume, sync, in_place=False)
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
     check_checksum(checksum, contents=link is None and not attributes_only)
-    names = os.fsdecode(src), os.fsdecode(dst)
     counted = totals and (progress is not None or progress_files is not None)
-    limits = budget(depth, walks=2 if counted else 1)
     pace = which_pace(bwlimit)
     how = TreeOptions(
         block_size=paced_block_size(block_size, pace),
@@ -182,49 +256,106 @@ def copy_tree(
         force=force,
         pace=pace,
     )
-    begun = perf_counter()
-    with lowered(idle=idle), Context(limits.depth, how.block_size, idle=idle) as context:
-        copy = TreeCopy(  # its threads inherit the priority
-            (os.fsencode(src), os.fsencode(dst)),
-            how,
-            limits,
-            HardLinks() if links is None else links,
-            on_entry=on_entry,
-            on_error=on_error,
-            progress=progress,
-            progress_files=progress_files,
-            totals=totals,
-            cancel=cancel,
-        )
-        try:
-            copy.run(context, one_file_system, exclude)
-        except OSError as error:
-            error.filename, error.filename2 = names
-            raise
-        finally:
-            copy.close()
-    result = TreeResult(
-        *names,
-        files=copy.files,
-        directories=copy.directories,
-        links=copy.links,
-        specials=copy.specials,
-        bytes=copy.bytes,
-        holes=copy.holes,
-        reflinked=copy.reflinked,
-        errors=tuple(copy.errors),
-        depth=context.depth,
-        peak_in_flight=context.peak_in_flight,
-        synced=sync,
-        verified=verify,
-        syncs=copy.syncs,
-        elapsed=perf_counter() - begun,
+    return TreeCopier(
+        (os.fsencode(src), os.fsencode(dst)),
+        how,
+        budget(depth, walks=2 if counted else 1),
+        one_file_system,
+        exclude,
+        HardLinks() if links is None else links,
+        on_entry,
+        on_error,
+        idle,
+        progress,
+        progress_files,
+        totals,
+        cancel,
     )
-    if copy.errors and on_error is None:
-        group = ExceptionGroup(f"{len(copy.errors)} not copied", copy.errors)
-        group.result = result  # type: ignore[attr-defined]
-        raise group
-    return result
+
+
+class TreeCopier(NamedTuple):
+    """How to copy a tree; `copy` does it, and so does whoever waits for what `steps` gives."""
+
+    names: tuple[bytes, bytes]
+    how: TreeOptions
+    limits: Budget
+    one_file_system: bool
+    exclude: Callable[[bytes, bool], bool] | None
+    links: HardLinks
+    on_entry: Callable[[Outcome], object] | None
+    on_error: Callable[[OSError], object] | None
+    idle: bool
+    progress: Progress | None
+    progress_files: Progress | None
+    totals: bool
+    cancel: Cancel | None
+
+    def copy(self, contexts: Contexts = Context) -> TreeResult:
+        """Copy the tree."""
+        begun = perf_counter()
+        with (
+            lowered(idle=self.idle),
+            contexts(self.limits.depth, self.how.block_size, idle=self.idle) as context,
+        ):
+            copy = self.begin()  # its threads inherit the priority
+            try:
+                with closing(self.steps(copy, context, context.reap)) as steps:
+                    for on in steps:
+                        if isinstance(on, Stage):
+                            on.wait()
+            finally:
+                copy.close()
+            return self.result(copy, context, begun)
+
+    def begin(self) -> TreeCopy:
+        """What a copy knows while it is made; to be closed."""
+        return TreeCopy(
+            self.names,
+            self.how,
+            self.limits,
+            self.links,
+            on_entry=self.on_entry,
+            on_error=self.on_error,
+            progress=self.progress,
+            progress_files=self.progress_files,
+            totals=self.totals,
+            cancel=self.cancel,
+        )
+
+    def steps(self, copy: TreeCopy, context: Context, reap: Reap) -> Generator[Wait, None, None]:
+        """Make a copy, but for the waiting: TreeCopy.steps()."""
+        try:
+            yield from copy.steps(context, reap, self.one_file_system, self.exclude)
+        except OSError as error:
+            error.filename, error.filename2 = map(os.fsdecode, self.names)
+            raise
+
+    def result(self, copy: TreeCopy, context: Context, begun: float) -> TreeResult:
+        """What a copy comes to. Raises ExceptionGroup if there are errors that nobody was told."""
+        source, destination = map(os.fsdecode, self.names)
+        result = TreeResult(
+            source,
+            destination,
+            files=copy.files,
+            directories=copy.directories,
+            links=copy.links,
+            specials=copy.specials,
+            bytes=copy.bytes,
+            holes=copy.holes,
+            reflinked=copy.reflinked,
+            errors=tuple(copy.errors),
+            depth=context.depth,
+            peak_in_flight=context.peak_in_flight,
+            synced=self.how.sync,
+            verified=self.how.verify,
+            syncs=copy.syncs,
+            elapsed=perf_counter() - begun,
+        )
+        if copy.errors and self.on_error is None:
+            group = ExceptionGroup(f"{len(copy.errors)} not copied", copy.errors)
+            group.result = result  # type: ignore[attr-defined]
+            raise group
+        return result
 
 
 def _unless_finished(replace: Replace | None) -> Replace:

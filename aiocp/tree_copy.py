@@ -18,15 +18,16 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from errno import EINVAL, EISDIR, ESTALE
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from aiocp.backup import Backups, Replaced
 from aiocp.batch import Batch, SmallFile
-from aiocp.budget import Budget
+from aiocp.budget import AHEAD, Budget
 from aiocp.context import Context
 from aiocp.copier import Progress, paced_block_size, rung
 from aiocp.count import Count
-from aiocp.engine import Engine, Sync, Transfer
+from aiocp.engine import Completion, Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
 from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.linux import File, dirty_bytes, has_syncfs
@@ -35,6 +36,7 @@ from aiocp.opening import Opening
 from aiocp.outcome import Outcome, kind_of
 from aiocp.placing import Placing, Written
 from aiocp.source import SMALL, Source
+from aiocp.stage import Stage
 from aiocp.target import Target, TargetSync, make_directory
 from aiocp.transfer import (
     sync_directory,
@@ -54,6 +56,15 @@ if TYPE_CHECKING:
 # Bytes of other programs that a sync of the file system may write along, about what a disk writes
 # in a second
 _OTHERS_DIRTY = 256 << 20
+
+# Seconds after which whoever drives a copy gets a turn, for what else he has to do
+_TURN = 0.002
+
+# What a copy waits for: completions, not longer than so many seconds if it is a number, or results;
+# None: for nothing, it only gives a turn
+Wait = Context | float | Stage[Any] | None
+# Gives completions; for whoever is to wait in it, not longer than so many seconds
+Reap = Callable[[float | None], list[Completion]]
 
 
 class TreeCopy:
@@ -94,16 +105,24 @@ class TreeCopy:
         self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
         self._top = os.path.abspath(names[1])
         self._begun: deque[Transfer] = deque()  # to hand to the engine
+        self._on: Stage[Any] | None = None  # what the walk waits for
+        self._turn_ends = 0.0
         # what is read of clones, and of what is on the disk
         self._read_back: dict[Transfer, tuple[Reading | Verification, TreeFile]] = {}
 
-    def run(
+    def steps(
         self,
         context: Context,
+        reap: Reap,
         one_file_system: bool,
         exclude: Callable[[bytes, bool], bool] | None,
-    ) -> None:
-        """Copy everything; errors of single entries go into `errors`."""
+    ) -> Iterator[Wait]:
+        """Copy everything, but for the waiting; errors of single entries go into `errors`.
+
+        Gives what there is to wait for before it goes on; what comes of others meanwhile is taken
+        too. The context's `reap` waits for completions by itself, for `reap_now` whoever drives
+        has waited.
+        """
         with operation("open source"):
             file = File.open(self.names[0], os.O_RDONLY | os.O_DIRECTORY)
             root = Directory(file, b"", None, b"")
@@ -117,36 +136,89 @@ class TreeCopy:
         self._context = context
         self._engine = engine = Engine(context, transfers, self.how.pace)
         with closing(steps), closing(transfers):
-            self._drive(engine)
+            yield from self._drive(engine, reap)
         self._report(through=not self.errors)
-        if self._root is not None and self._root.together:
-            try:
-                self._placing.sync()
-            except OSError as error:  # no name that was put in place since the last is durable
-                self._failed(b"", error)
-        if self.how.sync and self._root is not None and self._root.created:
-            try:
-                self._sync_parent()
-            except OSError as error:
-                self._failed(b"", error)
+        assert self._root is not None
+        if self._root.together:  # or no name that was put in place since the last is durable
+            yield from self._beside(self._placing.sync)
+        if self.how.sync and self._root.created:
+            yield from self._beside(self._sync_parent)
 
-    def _drive(self, engine: Engine) -> None:
+    def _drive(self, engine: Engine, reap: Reap) -> Iterator[Wait]:
+        """Drive the engine and the stages to their end."""
+        context = self._context
         while True:
-            for transfer in engine.run():
-                self._look()
-                if transfer is not None:
-                    self._ended(transfer)
-                self._take_placed()
-                self._hand_over(engine)
-            if not self._placing.pending:
-                return
-            for written in self._placing.rest():
-                self._placed(written)
-            self._hand_over(engine)
+            self._begin_turn()
+            self._look()
+            while self._begun:
+                engine.add(self._begun.popleft())
+            self._on = None
+            ended = engine.start()
+            if not ended:
+                if engine.ready or self._turn_is_over():
+                    on: Wait = None
+                elif (on := self._on or self._last(engine)) is None and not self._begun:
+                    return
+                yield on
+                waits = on is context or isinstance(on, float)
+                ended = engine.complete(reap(engine.delay) if waits else context.reap_now())
+            yield from self._go_on(ended)
 
-    def _hand_over(self, engine: Engine) -> None:
-        while self._begun:
-            engine.add(self._begun.popleft())
+    def _last(self, engine: Engine) -> Wait:
+        """What to wait for where the walk has nothing more to begin."""
+        if engine.delay is not None:
+            return engine.delay
+        if engine.in_flight:
+            return self._context
+        self._placing.rest()
+        return self._placing.stage if self._placing.stage.pending else None
+
+    def _go_on(self, ended: Iterable[Transfer]) -> Iterator[None]:
+        """Go on with what the engine and the stage behind it are done with."""
+        for transfer in ended:
+            self._look()
+            self._ended(transfer)
+            if self._turn_is_over():
+                yield
+                self._begin_turn()
+        for written in self._placing.settled():
+            self._placed(written)
+            if self._turn_is_over():
+                yield
+                self._begin_turn()
+
+    def _begin_turn(self) -> None:
+        self._turn_ends = perf_counter() + _TURN
+
+    def _turn_is_over(self) -> bool:
+        return perf_counter() >= self._turn_ends
+
+    def _beside(self, call: Callable[[], object]) -> Iterator[Wait]:
+        """Have a side thread sync something at the end."""
+        self._placing.then(call)
+        while not self._placing.stage.done():
+            yield self._placing.stage
+        try:
+            assert not list(self._placing.settled())
+        except OSError as error:
+            self._failed(b"", error)
+
+    def tell(self, told: Callable[[], object]) -> None:
+        """Have this called, by any thread, whenever a stage is no longer to be waited for."""
+        for stage in (self._opening.stage, self._placing.stage):
+            stage.tell(told)
+
+    def settle(self) -> Iterator[Wait]:
+        """After an exception: what there is to wait for, so that `close` need not."""
+        stages: tuple[Stage[Any], ...] = (self._opening.stage, self._placing.stage)
+        for stage in stages:
+            stage.forget()
+        for stage in stages:
+            while stage.pending:
+                while not stage.done():
+                    yield stage
+                with suppress(Exception):  # nobody is told any more
+                    stage.take()
 
     def _look(self) -> None:
         """See whether to stop, and tell how far it is."""
@@ -203,14 +275,20 @@ class TreeCopy:
 
     # --- what the walk gives ---
 
-    def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer, None, None]:
+    def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer | None, None, None]:
+        """What is to be transferred; None where something is to be waited for, or done, first."""
         batches = self.how.batches
         for step in steps:
+            while self._placing.full:
+                self._on = self._placing.stage
+                yield None
+            if self._turn_is_over():
+                yield None
             if isinstance(step, Entry):
                 if step.is_file and batches:
                     if self._wanted(step) and self._add(step):
-                        for batch in self._opening.open():
-                            yield from self._opened(batch)
+                        self._opening.open()
+                        yield from self._until_opened(AHEAD)
                 else:
                     directory = step.directory
                     yield from self._other(directory.data, step.name, directory.fd())
@@ -226,8 +304,21 @@ class TreeCopy:
                 self._arrived(step.directory.data)
             while self._begun:
                 yield self._begun.popleft()
-        for batch in self._opening.rest():
-            yield from self._opened(batch)
+        self._opening.open()
+        yield from self._until_opened(0)
+
+    def _until_opened(self, ahead: int) -> Iterator[Transfer | None]:
+        """Take batches that are opened, until no more than `ahead` are on their way."""
+        stage, placing = self._opening.stage, self._placing
+        while stage.pending > ahead:
+            if placing.full:
+                self._on = placing.stage
+                yield None
+            elif not stage.done():
+                self._on = stage
+                yield None
+            else:
+                yield from self._opened(self._opening.take())
 
     def _wanted(self, entry: Entry) -> bool:
         """Whether to copy a regular file over what has its name."""
@@ -261,9 +352,7 @@ class TreeCopy:
             at_once=self.how.pace is None,
         )
 
-    def _opened(self, batch: Batch) -> Iterator[Transfer]:
-        self._look()  # where all is in memory no transfer ends
-        self._take_placed()
+    def _opened(self, batch: Batch) -> Iterator[Transfer | None]:
         batch.waiting = 1
         for transfer in batch.transfers(self._opening.alignments, self.how.block_size):
             batch.waiting += 1
@@ -272,6 +361,8 @@ class TreeCopy:
             target = batch.where(index)
             yield from self._other(target, batch.name(index), from_fd, wanted=True)
             self._arrived(target)
+            if self._turn_is_over():
+                yield None
         self._written(batch)
 
     def _other(
@@ -488,7 +579,7 @@ class TreeCopy:
             self._commit(file)
         elif file.waits:
             file.let_source_go()
-            self._hold(file, 1)
+            self._placing.hold(file, 1)
         elif (digests := file.digests) is not None:
             from aiocp.verify import Verification
 
@@ -530,18 +621,9 @@ class TreeCopy:
             return
         if self.how.sync and batch.sync is Sync.NONE:
             batch.seal()
-            self._hold(batch, len(batch))
+            self._placing.hold(batch, len(batch))
         else:
-            for written in self._placing.place(batch):
-                self._placed(written)
-
-    def _hold(self, written: Written, count: int) -> None:
-        for other in self._placing.hold(written, count):
-            self._placed(other)
-
-    def _take_placed(self) -> None:
-        for written in self._placing.settled():
-            self._placed(written)
+            self._placing.place(batch)
 
     def _placed(self, written: Written) -> None:
         """Tell what became of what was to be placed."""

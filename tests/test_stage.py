@@ -88,3 +88,38 @@ def test_signals_are_for_the_owner() -> None:
     stage.give(lambda: {int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])})
     assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= stage.take()
     stage.close()
+
+
+def test_who_waits_takes_it_later(stage: Stage[int]) -> None:
+    """`wait` leaves the result there, however often it is called; `tell` is called for each."""
+    told: list[bool] = []
+    stage.tell(lambda: told.append(True))
+    for number in range(3):
+        stage.give(partial(int, number))
+    for left in (2, 1, 0):
+        stage.wait()
+        stage.wait()
+        assert stage.done()
+        assert stage.take() in range(3)
+        assert left == stage.pending
+    stage.close()
+    assert [True] * 3 == told
+
+
+def test_what_is_forgotten_is_not_pending() -> None:
+    begun, go = threading.Event(), threading.Event()
+    stage: Stage[bool] = Stage("test")
+
+    def first() -> bool:
+        begun.set()
+        return go.wait()
+
+    stage.give(first)
+    stage.give(lambda: pytest.fail("it was forgotten"))
+    begun.wait()
+    stage.forget()
+    assert 1 == stage.pending
+    go.set()
+    stage.take()
+    assert 0 == stage.pending
+    stage.close()
