@@ -1,21 +1,23 @@
 """Copies to await: driven by the running asyncio loop, which an eventfd wakes for completions.
 
-All copies of a loop that have the same depth and block size share one context and one engine, so
-that hundreds at once have no more in flight than one. No thread does any of that; only a stream,
-a pipe or a character device, for which one may have to wait without end, is copied in one, and so
-is a file with holes whose digest is to be taken.
+All files of a loop that have the same depth and block size share one context and one engine, so
+that hundreds at once have no more in flight than one; a tree has its own. No thread does any of
+that; only a stream, a pipe or a character device, for which one may have to wait without end, is
+copied in one, and so is a file with holes, or a tree, whose digests are to be taken.
 """
 
 import asyncio
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import ECANCELED
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
+from aiocp import tree_loop
 from aiocp.backup import NONE, SUFFIX
 from aiocp.context import Context
 from aiocp.copier import (
@@ -23,6 +25,7 @@ from aiocp.copier import (
     DEFAULT_DEPTH,
     Copier,
     CopyResult,
+    Link,
     Progress,
     Steps,
     StrPath,
@@ -34,13 +37,22 @@ from aiocp.direct import Direct
 from aiocp.engine import Engine, Transfer
 from aiocp.errors import fail
 from aiocp.extents import Sparse, may_have_holes
+from aiocp.hard_links import HardLinks
+from aiocp.outcome import Outcome
 from aiocp.reflink import Reflink
+from aiocp.tree_copier import TREE_BLOCK_SIZE, TREE_DEPTH, TreeCopier, TreeResult
+from aiocp.tree_copier import prepare as prepare_tree
+from aiocp.tree_loop import descriptors_for, settled
+from aiocp.tree_options import Replace
 
 if TYPE_CHECKING:
     from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
-__all__ = ["copy_file"]
+__all__ = ["copy_file", "copy_tree"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 async def copy_file(
@@ -107,13 +119,101 @@ async def copy_file(
     try:
         zeroes = checksum is not None and _has_holes(source)
         if _is_stream(source) or _is_stream(destination) or zeroes:
-            return await _in_thread(how, source, destination, names)
+            return await _file_in_thread(how, source, destination, names)
         with _driver(how, bwlimit) as driver:
             steps = how._replace(shared=driver.context).steps(source, destination, names)
             return await driver.drive(steps, progress)
     except OSError as error:
         error.filename, error.filename2 = names
         raise
+
+
+async def copy_tree(
+    src: StrPath,
+    dst: StrPath,
+    *,
+    depth: int = TREE_DEPTH,
+    block_size: int = TREE_BLOCK_SIZE,
+    sparse: Sparse = "auto",
+    reflink: Reflink = "auto",
+    preserve: Iterable[str] = (),
+    follow_symlinks: bool = False,
+    one_file_system: bool = False,
+    exclude: Callable[[bytes, bool], bool] | None = None,
+    replace: Replace | None = None,
+    remove_destination: bool = False,
+    backup: str = NONE,
+    suffix: str | bytes = SUFFIX,
+    link: Link | None = None,
+    attributes_only: bool = False,
+    copy_contents: bool = False,
+    keep_directory_symlink: bool = False,
+    force: bool = False,
+    sync: bool = True,
+    verify: bool = False,
+    checksum: "Algorithm | None" = None,
+    resume: bool = False,
+    allow_changed: bool = False,
+    links: HardLinks | None = None,
+    on_entry: Callable[[Outcome], object] | None = None,
+    on_error: Callable[[OSError], object] | None = None,
+    bwlimit: "int | Pace | None" = None,
+    idle: bool = False,
+    progress: Progress | None = None,
+    progress_files: Progress | None = None,
+    totals: bool = True,
+) -> TreeResult:
+    """Copy a directory as `aiocp.copy_tree` does: with its arguments, its result and its errors.
+
+    Each tree has a context of its own, with `depth` blocks of `block_size` bytes; as many trees are
+    copied at once as RLIMIT_NOFILE has descriptors for, the others wait. What is given to be called
+    is called by the loop, `exclude` also by the thread that counts the totals. Opening, making and
+    naming is done in the loop too, some 2 ms at a time, but for small files, which side threads
+    open and name. With `copy_contents`, which may keep one waiting for ever, and `checksum`, which
+    digests holes without end, a thread copies the tree.
+
+    Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
+    what is in place by then stays.
+    """
+    how = prepare_tree(
+        src,
+        dst,
+        depth=depth,
+        block_size=block_size,
+        sparse=sparse,
+        reflink=reflink,
+        preserve=preserve,
+        follow_symlinks=follow_symlinks,
+        one_file_system=one_file_system,
+        exclude=exclude,
+        replace=replace,
+        remove_destination=remove_destination,
+        backup=backup,
+        suffix=suffix,
+        link=link,
+        attributes_only=attributes_only,
+        copy_contents=copy_contents,
+        keep_directory_symlink=keep_directory_symlink,
+        force=force,
+        sync=sync,
+        verify=verify,
+        checksum=checksum,
+        resume=resume,
+        allow_changed=allow_changed,
+        links=links,
+        on_entry=on_entry,
+        on_error=on_error,
+        bwlimit=bwlimit,
+        idle=idle,
+        progress=progress,
+        progress_files=progress_files,
+        totals=totals,
+        cancel=None,
+    )
+    if copy_contents or checksum is not None:
+        async with descriptors_for(how):
+            return await _tree_in_thread(how)
+    return await tree_loop.copy_tree(how)
 
 
 def _is_stream(path: bytes) -> bool:
@@ -131,33 +231,49 @@ def _has_holes(path: bytes) -> bool:
     return False
 
 
-async def _in_thread(
+async def _file_in_thread(
     how: Copier, source: bytes, destination: bytes, names: tuple[str, str]
 ) -> CopyResult:
-    loop, stop = asyncio.get_running_loop(), threading.Event()
-    told = how.progress
+    stop = threading.Event()
+    copier = how._replace(progress=how.progress and _by_loop(how.progress), cancel=stop)
+    return await _in_thread(partial(copier.copy, source, destination, names), stop)
 
-    def tell(done: int, total: int) -> None:
-        if told is not None:
-            loop.call_soon_threadsafe(told, done, total)
 
-    copying = loop.run_in_executor(
-        None, how._replace(progress=tell, cancel=stop).copy, source, destination, names
+async def _tree_in_thread(how: TreeCopier) -> TreeResult:
+    stop = threading.Event()
+    copier = how._replace(
+        how=how.how._replace(replace=how.how.replace and _by_loop(how.how.replace)),
+        exclude=how.exclude and _by_loop(how.exclude),
+        on_entry=how.on_entry and _by_loop(how.on_entry),
+        on_error=how.on_error and _by_loop(how.on_error),
+        progress=how.progress and _by_loop(how.progress),
+        progress_files=how.progress_files and _by_loop(how.progress_files),
+        cancel=stop,
     )
+    return await _in_thread(copier.copy, stop)
+
+
+async def _in_thread(copy: Callable[[], T], stop: threading.Event) -> T:
+    copying = asyncio.get_running_loop().run_in_executor(None, copy)
     try:
         return await asyncio.shield(copying)
     except asyncio.CancelledError:
         stop.set()
-        await _settled(copying)
+        await settled(copying)
         raise
 
 
-async def _settled(future: "asyncio.Future[CopyResult] | asyncio.Future[None]") -> None:
-    """Wait for something to end, however often the task is cancelled meanwhile."""
-    while not future.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
-    future.exception()  # of which nobody is told any more
+def _by_loop(call: Callable[P, T]) -> Callable[P, T]:
+    """What has the loop make a call, for another thread."""
+    loop = asyncio.get_running_loop()
+
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        async def make() -> T:
+            return call(*args, **kwargs)
+
+        return asyncio.run_coroutine_threadsafe(make(), loop).result()
+
+    return called
 
 
 class _Waiting:
@@ -233,7 +349,7 @@ class _Driver:
         except asyncio.CancelledError:
             _stop(transfer)
             self._advance()
-            await _settled(waiting.ended)
+            await settled(waiting.ended)
             raise
         if waiting.raised is not None:
             raise waiting.raised

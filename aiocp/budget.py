@@ -20,21 +20,34 @@ _OTHERS = 64
 
 
 class Budget(NamedTuple):
-    """The depth, the files of a batch, and how many wait for a sync."""
+    """The depth, the files of a batch, how many wait for a sync, and the walks through the tree."""
 
     depth: int
     batch: int
     together: int
+    walks: int
+
+    @property
+    def descriptors(self) -> int:
+        """How many are open at once: three for each slot, whose file may have a second one for what
+        of it is cached; two for each file of the batches that are open ahead; one for each that
+        waits for its sync or is being synced; those of the directories on the way down, of each
+        walk and of the copy."""
+        ahead = 2 * (AHEAD + 2) * self.batch
+        return 3 * self.depth + ahead + 2 * self.together + (self.walks + 1) * KEPT_OPEN
+
+
+def room() -> int:
+    """How many descriptors RLIMIT_NOFILE allows all trees."""
+    limit, _ = getrlimit(RLIMIT_NOFILE)
+    return sys.maxsize if limit == RLIM_INFINITY else limit - _OTHERS
 
 
 def budget(depth: int, walks: int = 1) -> Budget:
-    """Three descriptors for each slot, whose file may have a second one for what of it is cached;
-    two for each file of the batches that are open ahead; one for each that waits for its sync or is
-    being synced; those of the directories on the way down, of each of the `walks` and of the copy.
-    So depth bounds them all, and RLIMIT_NOFILE does."""
-    limit, _ = getrlimit(RLIMIT_NOFILE)
-    room = sys.maxsize if limit == RLIM_INFINITY else limit - (walks + 1) * KEPT_OPEN - _OTHERS
-    depth = max(1, min(depth, room // 8))
-    batch = max(1, min(CAPACITY, depth, room // 32))
-    rest = room - 3 * depth - 2 * (AHEAD + 2) * batch
-    return Budget(depth, batch, max(1, min(_TOGETHER, _TOGETHER_OF_DEPTH * depth, rest // 2)))
+    """What depth asks for and RLIMIT_NOFILE allows one tree, of which there are `walks`."""
+    left = room() - (walks + 1) * KEPT_OPEN
+    depth = max(1, min(depth, left // 8))
+    batch = max(1, min(CAPACITY, depth, left // 32))
+    rest = left - 3 * depth - 2 * (AHEAD + 2) * batch
+    together = max(1, min(_TOGETHER, _TOGETHER_OF_DEPTH * depth, rest // 2))
+    return Budget(depth, batch, together, walks)
