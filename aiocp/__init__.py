@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiocp.copier import CopyResult, copy_file
     from aiocp.errors import Cancelled, SourceChanged, VerificationFailed
+    from aiocp.many import Copier
     from aiocp.outcome import Outcome
     from aiocp.tree_copier import TreeResult, copy_tree
 
 __all__ = [
     "Cancelled",
+    "Copier",
     "CopyResult",
     "Outcome",
     "SourceChanged",
@@ -22,6 +24,7 @@ __all__ = [
 
 _HOME = {
     "Cancelled": "errors",
+    "Copier": "many",
     "CopyResult": "copier",
     "Outcome": "outcome",
     "SourceChanged": "errors",

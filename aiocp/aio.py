@@ -23,8 +23,8 @@ from aiocp.context import Context
 from aiocp.copier import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_DEPTH,
-    Copier,
     CopyResult,
+    FileCopier,
     Link,
     Progress,
     Steps,
@@ -232,7 +232,7 @@ def _has_holes(path: bytes) -> bool:
 
 
 async def _file_in_thread(
-    how: Copier, source: bytes, destination: bytes, names: tuple[str, str]
+    how: FileCopier, source: bytes, destination: bytes, names: tuple[str, str]
 ) -> CopyResult:
     stop = threading.Event()
     copier = how._replace(progress=how.progress and _by_loop(how.progress), cancel=stop)
@@ -305,7 +305,7 @@ def _stop(transfer: Transfer) -> None:
 class _Driver:
     """A context and an engine, which a loop drives while anybody waits for them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, how: Copier) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, how: FileCopier) -> None:
         self.users = 0
         self._loop = loop
         self._waiting: dict[Transfer, _Waiting] = {}
@@ -388,7 +388,7 @@ _drivers = WeakKeyDictionary()
 
 
 @contextmanager
-def _driver(how: Copier, bwlimit: object) -> Iterator[_Driver]:
+def _driver(how: FileCopier, bwlimit: object) -> Iterator[_Driver]:
     """The running loop's driver of such copies, for as long as it is in use."""
     loop = asyncio.get_running_loop()
     drivers = _drivers.setdefault(loop, {})

@@ -8,7 +8,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from errno import EAGAIN, EINTR, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM
 from typing import Protocol, Self
 
@@ -32,14 +32,22 @@ class Context:
 
     `depth` is what fs.aio-max-nr allowed, at most what was asked. Without `aio` operations are done
     by plain system calls: for syncs only, as the end of an AIO context takes 33 ms. With `idle` AIO
-    is of the idle class of I/O priority, whatever that of the thread is.
+    is of the idle class of I/O priority, whatever that of the thread is. `kept` are contexts of the
+    caller that are not in use, as this is when it is closed; `release` gives them to the pool.
     """
 
     def __init__(
-        self, depth: int, block_size: int, *, aio: bool = True, idle: bool = False
+        self,
+        depth: int,
+        block_size: int,
+        *,
+        aio: bool = True,
+        idle: bool = False,
+        kept: deque[Slots] | None = None,
     ) -> None:
         self.block_size = block_size
         self._idle = idle
+        self._kept = kept
         self._taken = 0  # operations that the kernel took
         self._performed = 0  # operations done by plain system calls instead
         self._refusal = 0  # why, the errno that io_submit gave last
@@ -57,10 +65,7 @@ class Context:
 
     def _acquire(self, depth: int) -> Slots:
         """An idle context that is large enough, else a new one as large as the kernel grants."""
-        try:
-            slots = _idle.pop()
-        except IndexError:
-            slots = Slots()
+        slots = _pop(self._kept) or _pop(_idle) or Slots()
         if slots.maxevents >= depth:
             return slots
         slots.close()
@@ -182,12 +187,10 @@ class Context:
         slots = self._slots
         slots.drain()
         slots.notify(-1)
-        if len(_idle) >= _KEEP_CONTEXTS or not slots.maxevents:
-            slots.close()
-            return
-        if slots.mapped + sum(idle.mapped for idle in tuple(_idle)) > _KEEP_BYTES:
-            slots.unmap()
-        _idle.append(slots)
+        if self._kept is None:
+            release(slots)
+        else:
+            self._kept.append(slots)
 
     def __enter__(self) -> Self:
         return self
@@ -202,6 +205,27 @@ class Contexts(Protocol):
     def __call__(
         self, depth: int, block_size: int, *, idle: bool
     ) -> AbstractContextManager[Context]: ...
+
+
+def release(slots: Slots) -> None:
+    """Give idle slots to the pool, or close them if there are enough."""
+    if slots.pid != os.getpid():
+        return
+    if len(_idle) >= _KEEP_CONTEXTS or not slots.maxevents:
+        slots.close()
+        return
+    if slots.mapped + sum(idle.mapped for idle in tuple(_idle)) > _KEEP_BYTES:
+        slots.unmap()
+    _idle.append(slots)
+
+
+def _pop(idle: deque[Slots] | None) -> Slots | None:
+    """The slots that were used last, but for those of the process that has forked this one."""
+    while idle:
+        with suppress(IndexError):  # another thread has taken them
+            if (slots := idle.pop()).pid == os.getpid():
+                return slots
+    return None
 
 
 def _forget() -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from aiocp import direct, engine, extents, stream
 from aiocp.backup import NONE, SUFFIX, Backups, check_backup
-from aiocp.context import MAX_DEPTH, Context
+from aiocp.context import MAX_DEPTH, Context, Contexts
 from aiocp.destination import Destination
 from aiocp.errors import (
     Cancel,
@@ -204,7 +204,7 @@ def copy_file(
             range, or `reflink="always"` with another `sparse` than "auto", `verify` or `resume`
             without `sync`, `resume` with `in_place`, `checksum` where no contents are copied.
     """
-    copier = prepare(
+    how = prepare(
         depth=depth,
         block_size=block_size,
         direct=direct,
@@ -227,16 +227,7 @@ def copy_file(
         progress=progress,
         cancel=cancel,
     )
-    check_link(link)
-    check_checksum(checksum, contents=link is None and not attributes_only)
-    source, destination, names = paths(src, dst, into_directory)
-    try:
-        if link is not None:
-            return copier.link(link, source, destination, names)
-        return copier.copy(source, destination, names)
-    except OSError as error:
-        error.filename, error.filename2 = names
-        raise
+    return how.copy_or_link(src, dst, link, into_directory)
 
 
 def paths(src: StrPath, dst: StrPath, into_directory: bool) -> tuple[bytes, bytes, tuple[str, str]]:
@@ -270,7 +261,7 @@ def prepare(
     idle: bool,
     progress: Progress | None,
     cancel: Cancel | None,
-) -> "Copier":
+) -> "FileCopier":
     """A copier of these arguments of copy_file(). Raises ValueError."""
     check_depth(depth)
     check_block_size(block_size)
@@ -279,7 +270,7 @@ def prepare(
     check_checksum(checksum, contents=not attributes_only)
     check_resume(resume, sync, in_place)
     pace = which_pace(bwlimit)
-    return Copier(
+    return FileCopier(
         depth,
         paced_block_size(block_size, pace),
         direct,
@@ -397,11 +388,11 @@ def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
     return "never"
 
 
-class Copier(NamedTuple):
+class FileCopier(NamedTuple):
     """How to copy; `copy` does it, and so does whoever drives the transfers that `steps` gives.
 
     `shared` is a context that is there for other copies as well: then nothing here waits, but for
-    what opens, makes and names files.
+    what opens, makes and names files. Else each takes one of `contexts`.
     """
 
     depth: int
@@ -425,6 +416,22 @@ class Copier(NamedTuple):
     progress: Progress | None
     cancel: Cancel | None
     shared: Context | None = None
+    contexts: Contexts = Context
+
+    def copy_or_link(
+        self, src: StrPath, dst: StrPath, link: Link | None, into_directory: bool
+    ) -> CopyResult:
+        """Copy one file, or make a `link`; the arguments are those of copy_file()."""
+        check_link(link)
+        check_checksum(self.checksum, contents=link is None and not self.attributes_only)
+        source, destination, names = paths(src, dst, into_directory)
+        try:
+            if link is not None:
+                return self.link(link, source, destination, names)
+            return self.copy(source, destination, names)
+        except OSError as error:
+            error.filename, error.filename2 = names
+            raise
 
     def backups(self) -> Backups | None:
         """What makes the backups, if there are to be any."""
@@ -720,7 +727,7 @@ class Copier(NamedTuple):
         if self._is_small(source) or shared or nothing:
             # the end of one for AIO takes 33 ms
             return Context(1, paced_block_size(SMALL, self.pace), aio=False)
-        return Context(self.depth, self.block_size, idle=self.idle)
+        return self.contexts(self.depth, self.block_size, idle=self.idle)
 
     def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
         """Copy all bytes that are not shared, give the file its size and mode, and sync it."""

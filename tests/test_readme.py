@@ -44,7 +44,7 @@ def test_the_help_excerpt_is_what_help_prints() -> None:
     assert [line.strip() for line in shown.strip().splitlines()] == [line.strip() for line in lines]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_library_examples_run(tmp_path: Path, number: int) -> None:
     example = code_blocks("python")[number].replace("/backup/", f"{tmp_path}/")
     (tmp_path / "in").mkdir()
