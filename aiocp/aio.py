@@ -40,6 +40,7 @@ from aiocp.extents import Sparse, may_have_holes
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.reflink import Reflink
+from aiocp.selection import Test
 from aiocp.tree_copier import TREE_BLOCK_SIZE, TREE_DEPTH, TreeCopier, TreeResult
 from aiocp.tree_copier import prepare as prepare_tree
 from aiocp.tree_loop import descriptors_for, settled
@@ -139,7 +140,8 @@ async def copy_tree(
     preserve: Iterable[str] = (),
     follow_symlinks: bool = False,
     one_file_system: bool = False,
-    exclude: Callable[[bytes, bool], bool] | None = None,
+    exclude: Test | None = None,
+    include: Test | None = None,
     replace: Replace | None = None,
     remove_destination: bool = False,
     backup: str = NONE,
@@ -167,9 +169,9 @@ async def copy_tree(
 
     Each tree has a context of its own, with `depth` blocks of `block_size` bytes; as many trees are
     copied at once as RLIMIT_NOFILE has descriptors for, the others wait. What is given to be called
-    is called by the loop, `exclude` also by the thread that counts the totals. Opening, making and
-    naming is done in the loop too, some 2 ms at a time, but for small files, which side threads
-    open and name. With `copy_contents`, which may keep one waiting for ever, and `checksum`, which
+    is called by the loop, `exclude` and `include` also by the thread that counts the totals.
+    Opening, making and naming is done in the loop too, some 2 ms at a time, but for small files,
+    which side threads open and name. With `copy_contents`, which may keep one waiting for ever, and `checksum`, which
     digests holes without end, a thread copies the tree.
 
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
@@ -186,6 +188,7 @@ async def copy_tree(
         follow_symlinks=follow_symlinks,
         one_file_system=one_file_system,
         exclude=exclude,
+        include=include,
         replace=replace,
         remove_destination=remove_destination,
         backup=backup,
@@ -243,7 +246,7 @@ async def _tree_in_thread(how: TreeCopier) -> TreeResult:
     stop = threading.Event()
     copier = how._replace(
         how=how.how._replace(replace=how.how.replace and _by_loop(how.how.replace)),
-        exclude=how.exclude and _by_loop(how.exclude),
+        selection=how.selection.asked(_by_loop),
         on_entry=how.on_entry and _by_loop(how.on_entry),
         on_error=how.on_error and _by_loop(how.on_error),
         progress=how.progress and _by_loop(how.progress),

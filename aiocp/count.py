@@ -1,7 +1,7 @@
 """How much a tree is, counted ahead of its copy: by the walk's rules, in a thread beside it.
 
 The threads of a copy share one interpreter, so a directory is looked into by one call that needs no
-GIL. What `wanted` is to be asked of takes Python for each entry.
+GIL. What a `selection` is to be asked of takes Python for each entry.
 """
 
 import os
@@ -10,8 +10,9 @@ from contextlib import closing
 
 from aiocp.hard_links import HardLinks, Identities
 from aiocp.linux import File, Tally
+from aiocp.selection import Selection
 from aiocp.stage import Stage
-from aiocp.tree import Directory, Enter, Entry, Wanted, list_entries, walk
+from aiocp.tree import Directory, Enter, Entry, list_entries, walk
 
 
 class Count:
@@ -22,7 +23,7 @@ class Count:
         links: files that several names lead to are one, and none if they are in these already:
             what earlier copies have made links of. None: each name is a file.
         contents: False: there will be no bytes.
-        follow, one_file_system, wanted: as of `walk`.
+        follow, one_file_system, selection: as of `walk`.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Count:
         contents: bool,
         follow: bool,
         one_file_system: bool,
-        wanted: Wanted | None,
+        selection: Selection,
     ) -> None:
         self._skip, self._links, self._contents = skip, links, contents
         self._tally = Tally(follow=follow, links=links is not None)
@@ -46,7 +47,7 @@ class Count:
             lambda *_: None,  # the copy meets it too, and tells
             follow=follow,
             one_file_system=one_file_system,
-            wanted=wanted,
+            selection=selection,
             listing=self._look,
         )
         self._stopped = False
@@ -84,12 +85,12 @@ class Count:
                     step.directory.skip = True
 
     def _look(
-        self, directory: Directory, below: list[bytes], follow: bool, wanted: Wanted | None
+        self, directory: Directory, below: list[bytes], follow: bool, selection: Selection
     ) -> Iterable[Entry]:
-        if wanted is None:
+        if not selection.filters:
             below += self._tally.add(directory.fd())
         else:
-            for entry in list_entries(directory, below, follow, wanted):
+            for entry in list_entries(directory, below, follow, selection):
                 self._tally.add_entry(directory.fd(), entry.name)
                 if self._stopped:
                     break

@@ -23,6 +23,7 @@ from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.reflink import Reflink
+from aiocp.selection import Test
 from aiocp.slots import Slots
 from aiocp.tree_copier import TreeResult
 from aiocp.tree_options import Replace
@@ -62,7 +63,8 @@ class _OfFiles(TypedDict, total=False):
 class _OfTrees(TypedDict, total=False):
     follow_symlinks: bool
     one_file_system: bool
-    exclude: Callable[[bytes, bool], bool] | None
+    exclude: Test | None
+    include: Test | None
     replace: Replace | None
     copy_contents: bool
     keep_directory_symlink: bool

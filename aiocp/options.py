@@ -147,6 +147,10 @@ class Options(NamedTuple):
         list[str] | None,
         _flag(COPYING, "Not what a file's lines name.", "--exclude-from", metavar="FILE"),
     ] = None
+    include: Annotated[
+        list[str] | None,
+        _flag(COPYING, "Of files only these, below SRC.", "--include", metavar="PATTERN"),
+    ] = None
     target: Annotated[
         str | None,
         _flag(COPYING, "The directory to copy into.", "-t", "--target-directory", metavar="DIR"),

@@ -1,7 +1,7 @@
 """What the options ask for: names paired, the environment asked, contradictions refused."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aiocp import arguments
@@ -74,7 +74,8 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
         file={"direct": options.direct, "in_place": options.in_place},
         tree={
             "one_file_system": options.one_file_system,
-            "exclude": _excluded(options.exclude or [], options.exclude_from or []),
+            "exclude": _naming([*_lines(options.exclude_from or []), *(options.exclude or [])]),
+            "include": _naming(options.include or []),
         },
         **asked,
     )
@@ -210,20 +211,22 @@ def _own_name(source: str) -> str:
     return name if name not in ("", "..") else "."
 
 
-def _excluded(patterns: list[str], files: list[str]) -> Callable[[bytes, bool], bool] | None:
-    """What tells whether patterns, those in files before those given, name a path."""
-    if not patterns and not files:
-        return None
-    from pathspec import GitIgnoreSpec
-
-    lines = []
+def _lines(files: list[str]) -> Iterator[str]:
     for file in files:
         try:
             with open(file, errors="surrogateescape") as opened:
-                lines += opened.read().splitlines()
+                yield from opened.read().splitlines()
         except OSError as error:
             raise UsageError(f"cannot read {file!r}: {error.strerror}") from None
-    spec = GitIgnoreSpec.from_lines([*lines, *patterns])
+
+
+def _naming(patterns: list[str]) -> Callable[[bytes, bool], bool] | None:
+    """What tells whether patterns, if there are any, name a path."""
+    if not patterns:
+        return None
+    from pathspec import GitIgnoreSpec
+
+    spec = GitIgnoreSpec.from_lines(patterns)
 
     def named(path: bytes, is_directory: bool) -> bool:
         return spec.match_file(os.fsdecode(path) + "/" * is_directory)

@@ -9,11 +9,13 @@ an explicit stack, so neither the width nor the depth of a tree costs memory or 
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from errno import ELOOP, ESTALE
 from typing import Any, NamedTuple
 
 from aiocp.errors import fail, operation
 from aiocp.linux import File
+from aiocp.selection import EVERYTHING, Selection
 
 # How many directories on the way down are kept open; those above are opened again through ".."
 _KEPT_OPEN = 32
@@ -25,16 +27,18 @@ _ENCODING = sys.getfilesystemencoding()
 class Directory:
     """A source directory on the walk: `path` below the root for messages, `stat` as it was opened.
 
-    `name` is the directory's own; that of the root is empty. `data` is for whoever takes the walk,
-    who may also set `skip` when he gets `Enter`: nothing below is given then.
+    `name` is the directory's own; that of the root is empty. `included` tells that all that is in
+    it is wanted, unless excluded. `data` is for whoever takes the walk, who may also set `skip`
+    when he gets `Enter`: nothing below is given then.
     """
 
-    __slots__ = ("data", "depth", "file", "name", "parent", "path", "skip", "stat")
+    __slots__ = ("data", "depth", "file", "included", "name", "parent", "path", "skip", "stat")
 
     def __init__(self, file: File, name: bytes, parent: "Directory | None", path: bytes) -> None:
         self.file, self.name, self.parent, self.path = file, name, parent, path
         self.stat = os.fstat(file.fileno())
         self.depth: int = 0 if parent is None else parent.depth + 1
+        self.included = True
         self.data: Any = None
         self.skip = False
 
@@ -76,9 +80,8 @@ class Leave(NamedTuple):
 
 
 Step = Enter | Entry | Leave
-Wanted = Callable[[bytes, bool], bool]
 # gives the entries of a directory, and puts the names of directories in it into a list
-Listing = Callable[[Directory, list[bytes], bool, Wanted | None], Iterable[Entry]]
+Listing = Callable[[Directory, list[bytes], bool, Selection], Iterable[Entry]]
 
 
 def walk(
@@ -87,19 +90,32 @@ def walk(
     *,
     follow: bool = False,
     one_file_system: bool = False,
-    wanted: Wanted | None = None,
+    selection: Selection = EVERYTHING,
     listing: Listing | None = None,
 ) -> Generator[Step, None, None]:
-    """Give everything below `root`, parents first, directories at their end once more.
+    """Give what is wanted below `root`, parents first, directories at their end once more.
 
     Arguments:
         on_error: called with the path and the error of what cannot be listed or opened; the rest
             is given all the same.
         follow: go into what symbolic links point to; a loop is an error (ELOOP).
         one_file_system: give directories on other file systems, but do not go into them.
-        wanted: whether to give a path (bytes below the root, whether it is a directory) at all.
+        selection: what is wanted; a directory that has nothing of what it includes is not given.
         listing: looks into a directory, in place of `list_entries`.
     """
+    root.included = selection.include is None
+    steps = _walk(root, on_error, follow, one_file_system, selection, listing)
+    return steps if root.included or listing else _without_empty(steps)
+
+
+def _walk(
+    root: Directory,
+    on_error: Callable[[bytes, OSError], None],
+    follow: bool,
+    one_file_system: bool,
+    selection: Selection,
+    listing: Listing | None,
+) -> Generator[Step, None, None]:
     stack: list[tuple[Directory, list[bytes]]] = []
     directory: Directory | None = root
     try:
@@ -111,7 +127,7 @@ def walk(
                 elsewhere = one_file_system and directory.stat.st_dev != root.stat.st_dev
                 if not (elsewhere or directory.skip):
                     try:
-                        yield from (listing or list_entries)(directory, below, follow, wanted)
+                        yield from (listing or list_entries)(directory, below, follow, selection)
                     except OSError as error:
                         on_error(directory.path, error)
                 below.reverse()
@@ -123,6 +139,8 @@ def walk(
                 name = names.pop()
                 try:
                     directory = _enter(parent, name, follow)
+                    if not parent.included:
+                        directory.included = selection.includes(directory.path, is_directory=True)
                 except OSError as error:
                     on_error(parent.join(name), error)
                 continue
@@ -144,9 +162,13 @@ def walk(
 
 
 def list_entries(
-    directory: Directory, below: list[bytes], follow: bool, wanted: Wanted | None
+    directory: Directory,
+    below: list[bytes],
+    follow: bool,
+    selection: Selection,
 ) -> Iterator[Entry]:
     """Give the entries that are no directories; put the names of those that are into `below`."""
+    asks = selection.filters
     with operation("list"), os.scandir(directory.fd()) as entries:
         for entry in entries:
             name = entry.name.encode(_ENCODING, "surrogateescape")  # as os.fsencode, but quicker
@@ -155,12 +177,36 @@ def list_entries(
                 is_file = entry.is_file(follow_symlinks=False)
             except OSError:  # a link into nowhere we may look; its copy will say so
                 is_directory = is_file = False
-            if wanted is not None and not wanted(directory.join(name), is_directory):
+            if asks and not selection.takes(directory.join(name), is_directory, directory.included):
                 continue
             if is_directory:
                 below.append(name)
             else:
                 yield Entry(directory, name, is_file)
+
+
+def _without_empty(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
+    """Hold directories back until something in them is given, or all in them is included."""
+    held: list[Directory] = []  # the last of those on the way down
+    with closing(steps):
+        for step in steps:
+            directory = step.directory
+            if isinstance(step, Leave) and held:
+                held.pop()
+                continue
+            if isinstance(step, Enter):
+                held.append(directory)
+                # what is to be given is still open, and what holds the root is nothing
+                due = directory.included or directory.parent is None or len(held) >= _KEPT_OPEN
+                if not due:
+                    continue
+            for each in held:
+                each.skip = each.parent is not None and each.parent.skip
+                if not each.skip:
+                    yield Enter(each)
+            held.clear()
+            if isinstance(step, Leave) or (isinstance(step, Entry) and not directory.skip):
+                yield step
 
 
 def _enter(parent: Directory, name: bytes, follow: bool) -> Directory:

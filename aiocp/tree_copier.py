@@ -30,6 +30,7 @@ from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.priority import lowered
 from aiocp.reflink import Reflink
+from aiocp.selection import Selection, Test
 from aiocp.stage import Stage
 from aiocp.tree_copy import Reap, TreeCopy, Wait
 from aiocp.tree_options import Replace, TreeOptions
@@ -83,7 +84,8 @@ def copy_tree(
     preserve: Iterable[str] = (),
     follow_symlinks: bool = False,
     one_file_system: bool = False,
-    exclude: Callable[[bytes, bool], bool] | None = None,
+    exclude: Test | None = None,
+    include: Test | None = None,
     replace: Replace | None = None,
     remove_destination: bool = False,
     backup: str = NONE,
@@ -134,6 +136,9 @@ def copy_tree(
             that directory, whoever has put it there.
         exclude: called with a path below `src` (bytes) and whether it is a directory; what it says
             True of is not copied.
+        include: called likewise; of files only what it says True of is copied, and all that is in
+            directories which it says True of. Others are looked into, and made if they come to have
+            something in them. What is excluded is not included.
         replace: called with the path below `src`, the stat of what is to be copied and the stat of
             what has its name at the destination; what it says False of stays as it is.
         links: with "links", what earlier calls that were given the same have copied: a file that
@@ -164,6 +169,7 @@ def copy_tree(
         follow_symlinks=follow_symlinks,
         one_file_system=one_file_system,
         exclude=exclude,
+        include=include,
         replace=replace,
         remove_destination=remove_destination,
         backup=backup,
@@ -201,7 +207,8 @@ def prepare(
     preserve: Iterable[str],
     follow_symlinks: bool,
     one_file_system: bool,
-    exclude: Callable[[bytes, bool], bool] | None,
+    exclude: Test | None,
+    include: Test | None,
     replace: Replace | None,
     remove_destination: bool,
     backup: str,
@@ -261,7 +268,7 @@ def prepare(
         how,
         budget(depth, walks=2 if counted else 1),
         one_file_system,
-        exclude,
+        Selection(exclude, include),
         HardLinks() if links is None else links,
         on_entry,
         on_error,
@@ -280,7 +287,7 @@ class TreeCopier(NamedTuple):
     how: TreeOptions
     limits: Budget
     one_file_system: bool
-    exclude: Callable[[bytes, bool], bool] | None
+    selection: Selection
     links: HardLinks
     on_entry: Callable[[Outcome], object] | None
     on_error: Callable[[OSError], object] | None
@@ -325,7 +332,7 @@ class TreeCopier(NamedTuple):
     def steps(self, copy: TreeCopy, context: Context, reap: Reap) -> Generator[Wait, None, None]:
         """Make a copy, but for the waiting: TreeCopy.steps()."""
         try:
-            yield from copy.steps(context, reap, self.one_file_system, self.exclude)
+            yield from copy.steps(context, reap, self.one_file_system, self.selection)
         except OSError as error:
             error.filename, error.filename2 = map(os.fsdecode, self.names)
             raise

@@ -35,6 +35,7 @@ from aiocp.nodes import link_node
 from aiocp.opening import Opening
 from aiocp.outcome import Outcome, kind_of
 from aiocp.placing import Placing, Written
+from aiocp.selection import Selection
 from aiocp.source import SMALL, Source
 from aiocp.stage import Stage
 from aiocp.target import Target, TargetSync, make_directory
@@ -115,7 +116,7 @@ class TreeCopy:
         context: Context,
         reap: Reap,
         one_file_system: bool,
-        exclude: Callable[[bytes, bool], bool] | None,
+        selection: Selection,
     ) -> Iterator[Wait]:
         """Copy everything, but for the waiting; errors of single entries go into `errors`.
 
@@ -129,7 +130,7 @@ class TreeCopy:
         self._rules: dict[str, Any] = {
             "follow": self.how.follow,
             "one_file_system": one_file_system,
-            "wanted": None if exclude is None else lambda path, is_dir: not exclude(path, is_dir),
+            "selection": selection,
         }
         steps = walk(root, self._failed, **self._rules)
         transfers = self._transfers(steps)

@@ -39,7 +39,7 @@ LAYERS = [
     {"engine", "direct", "stream", "existing", "mount", "outcome", "page_cache"},
     {"quoting", "sweep"},
     {"pace", "priority"},
-    {"errors", "hard_links", "libaio", "linux", "slots", "stage"},
+    {"errors", "hard_links", "libaio", "linux", "selection", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},
 ]
 

@@ -13,6 +13,7 @@ from aiocp import copy_tree
 from aiocp.count import Count
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
+from aiocp.selection import EVERYTHING, Selection
 from filesystems import mounted
 from trees import make_deep, make_tree
 
@@ -41,7 +42,7 @@ def count(root: Path, **changed: Any) -> tuple[int, int]:
         "contents": True,
         "follow": False,
         "one_file_system": False,
-        "wanted": None,
+        "selection": EVERYTHING,
         **changed,
     }
     counting = Count(fd, **arguments)
@@ -71,12 +72,22 @@ def test_as_find(source: Path) -> None:
 def test_what_is_not_wanted(source: Path) -> None:
     """Neither files nor directories, with all that is in them."""
 
-    def wanted(path: bytes, is_directory: bool) -> bool:
-        return not (path.endswith(b"7") or (is_directory and path.endswith(b"below")))
+    def exclude(path: bytes, is_directory: bool) -> bool:
+        return path.endswith(b"7") or (is_directory and path.endswith(b"below"))
 
     tests = ("-name", "*7", "-prune", "-o", "-type", "d", "-name", "below", "-prune", "-o")
-    assert find(source, *tests) == count(source, wanted=wanted)
-    assert find(source) != count(source, wanted=wanted)
+    assert find(source, *tests) == count(source, selection=Selection(exclude))
+    assert find(source) != count(source, selection=Selection(exclude))
+
+
+def test_what_is_included(source: Path) -> None:
+    """Wherever it is."""
+
+    def include(path: bytes, is_directory: bool) -> bool:
+        return path.endswith(b"7") and not is_directory
+
+    included = count(source, selection=Selection(include=include))
+    assert find(source, "-name", "*7") == included != count(source)
 
 
 def test_names_of_one_file(source: Path) -> None:
