@@ -142,6 +142,8 @@ async def copy_tree(
     one_file_system: bool = False,
     exclude: Test | None = None,
     include: Test | None = None,
+    files: Iterable[StrPath] | None = None,
+    recursive: bool = True,
     replace: Replace | None = None,
     remove_destination: bool = False,
     backup: str = NONE,
@@ -171,8 +173,8 @@ async def copy_tree(
     copied at once as RLIMIT_NOFILE has descriptors for, the others wait. What is given to be called
     is called by the loop, `exclude` and `include` also by the thread that counts the totals.
     Opening, making and naming is done in the loop too, some 2 ms at a time, but for small files,
-    which side threads open and name. With `copy_contents`, which may keep one waiting for ever, and `checksum`, which
-    digests holes without end, a thread copies the tree.
+    which side threads open and name. With `copy_contents`, which may keep one waiting for ever, and
+    `checksum`, which digests holes without end, a thread copies the tree.
 
     Raises asyncio.CancelledError where the task is cancelled: what is in flight is waited for, and
     what is in place by then stays.
@@ -189,6 +191,8 @@ async def copy_tree(
         one_file_system=one_file_system,
         exclude=exclude,
         include=include,
+        files=files,
+        recursive=recursive,
         replace=replace,
         remove_destination=remove_destination,
         backup=backup,

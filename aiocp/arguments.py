@@ -25,8 +25,8 @@ OPTIONAL = {
 
 # what stands for other options
 MEANS = {
-    "--archive": ("--recursive", "--no-dereference", "--preserve=all"),
-    "-a": ("--recursive", "--no-dereference", "--preserve=all"),
+    "--archive": ("--archive", "--no-dereference", "--preserve=all"),
+    "-a": ("--archive", "--no-dereference", "--preserve=all"),
     "-d": ("--no-dereference", "--preserve=links"),
     "-p": (f"--preserve={_ATTRIBUTES}",),
     "-u": ("--update=older",),

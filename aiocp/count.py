@@ -12,7 +12,7 @@ from aiocp.hard_links import HardLinks, Identities
 from aiocp.linux import File, Tally
 from aiocp.selection import Selection
 from aiocp.stage import Stage
-from aiocp.tree import Directory, Enter, Entry, list_entries, walk
+from aiocp.tree import Directory, Enter, Entry, OnError, list_entries, walk
 
 
 class Count:
@@ -85,12 +85,17 @@ class Count:
                     step.directory.skip = True
 
     def _look(
-        self, directory: Directory, below: list[bytes], follow: bool, selection: Selection
+        self,
+        directory: Directory,
+        below: list[bytes],
+        on_error: OnError,
+        follow: bool,
+        selection: Selection,
     ) -> Iterable[Entry]:
-        if not selection.filters:
+        if directory.names is None and not selection.filters:
             below += self._tally.add(directory.fd())
         else:
-            for entry in list_entries(directory, below, follow, selection):
+            for entry in list_entries(directory, below, on_error, follow, selection):
                 self._tally.add_entry(directory.fd(), entry.name)
                 if self._stopped:
                     break

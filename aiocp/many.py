@@ -65,6 +65,8 @@ class _OfTrees(TypedDict, total=False):
     one_file_system: bool
     exclude: Test | None
     include: Test | None
+    files: Iterable[StrPath] | None
+    recursive: bool
     replace: Replace | None
     copy_contents: bool
     keep_directory_symlink: bool

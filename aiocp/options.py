@@ -109,7 +109,8 @@ class Options(NamedTuple):
     Exit status 0 means that the copy is whole, in place and on the disk.
     """
 
-    # archive, usual, links and no_preserve have become other options: see arguments.MEANS
+    # usual, links and no_preserve have become other options, and archive partly: see
+    # arguments.MEANS
     operands: Annotated[
         list[str],
         _flag("", "What to copy, and its new name or directory.", metavar="SRC... DST"),
@@ -151,6 +152,18 @@ class Options(NamedTuple):
         list[str] | None,
         _flag(COPYING, "Of files only these, below SRC.", "--include", metavar="PATTERN"),
     ] = None
+    files_from: Annotated[
+        list[str] | None,
+        _flag(
+            COPYING,
+            "What a file's lines name, below SRC, to the same places below DST.",
+            "--files-from",
+            metavar="FILE",
+        ),
+    ] = None
+    null: Annotated[
+        bool, _flag(COPYING, "The names in it end with NUL, not with a line.", "-0", "--null")
+    ] = False
     target: Annotated[
         str | None,
         _flag(COPYING, "The directory to copy into.", "-t", "--target-directory", metavar="DIR"),

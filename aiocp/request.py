@@ -41,7 +41,7 @@ def request(options: Options, **asked: Any) -> tuple[How, list[tuple[str, str]]]
 
 def _how(options: Options, *, cancel: object, **asked: Any) -> How:
     return How(
-        recursive=options.recursive,
+        recursive=_walks(options),
         follow=_followed(options),
         preserve=_preserved(options.preserve or []),
         link="hard" if options.link else "symbolic" if options.symbolic_link else None,
@@ -76,6 +76,8 @@ def _how(options: Options, *, cancel: object, **asked: Any) -> How:
             "one_file_system": options.one_file_system,
             "exclude": _naming([*_lines(options.exclude_from or []), *(options.exclude or [])]),
             "include": _naming(options.include or []),
+            "files": None if options.files_from is None else _listed(options),
+            "recursive": options.recursive,
         },
         **asked,
     )
@@ -89,8 +91,12 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError("cannot make both hard and symbolic links")
     if how.backup and how.keeps_all:
         raise UsageError("--backup excludes -n, --update=none and --update=none-fail")
-    if options.recursive and (options.in_place or options.direct != "auto"):
+    if _walks(options) and (options.in_place or options.direct != "auto"):
         raise UsageError("--in-place and --direct are for single files, not for -r")
+    if options.null and options.files_from is None:
+        raise UsageError("--null is for --files-from")
+    if options.interactive and "-" in (options.files_from or []):
+        raise UsageError("--files-from=- leaves -i no answers to read")
     if options.reflink == "always" and options.sparse != "auto":
         words = f"--reflink=always goes with --sparse=auto, not --sparse={options.sparse}"
         raise UsageError(words)
@@ -115,13 +121,18 @@ def _without_context(contexts: list[str], how: How) -> None:
         how.warn("ignoring --context; it requires an SELinux-enabled kernel")
 
 
+def _walks(options: Options) -> bool:
+    """Whether what is in directories is copied."""
+    return options.recursive or options.archive or options.files_from is not None
+
+
 def _followed(options: Options) -> Any:
     """Which symbolic links are followed: "none", "operands" or "all"."""
     if options.no_links:
         return "none"
     if options.operand_links:
         return "operands"
-    return "all" if options.all_links or options.link or not options.recursive else "none"
+    return "all" if options.all_links or options.link or not _walks(options) else "none"
 
 
 def _preserved(lists: list[str]) -> frozenset[str]:
@@ -192,6 +203,8 @@ def _pairs(options: Options) -> list[tuple[str, str]]:
         raise UsageError("--target-directory and --no-target-directory exclude each other")
     if options.no_target and len(sources) > 1:
         raise UsageError(f"extra argument {operands[2]!r}")
+    if options.files_from is not None:
+        return [_roots(options, sources, last)]
     if options.no_target or not os.path.isdir(last):
         if options.parents:
             raise UsageError("with --parents, the destination must be a directory")
@@ -205,10 +218,29 @@ def _pairs(options: Options) -> list[tuple[str, str]]:
     return [(source, os.path.join(last, _own_name(source))) for source in sources]
 
 
+def _roots(options: Options, sources: list[str], last: str) -> tuple[str, str]:
+    """The two directories below which the names of --files-from are, links to them followed."""
+    if len(sources) > 1 or options.parents:
+        raise UsageError("--files-from takes one SRC, and excludes --parents")
+    return os.path.join(sources[0], ""), os.path.join(last, "") if os.path.isdir(last) else last
+
+
 def _own_name(source: str) -> str:
     """The name of a copy in a directory: that of "..", as with cp, is the directory's own."""
     name = os.path.basename(source.rstrip("/"))
     return name if name not in ("", "..") else "."
+
+
+def _listed(options: Options) -> list[bytes]:
+    """The names that --files-from is given."""
+    names: list[bytes] = []
+    for file in options.files_from or []:
+        try:
+            with open(0 if file == "-" else file, "rb", closefd=file != "-") as opened:
+                names += opened.read().split(b"\0" if options.null else b"\n")
+        except OSError as error:
+            raise UsageError(f"cannot read {file!r}: {error.strerror}") from None
+    return list(filter(None, names))
 
 
 def _lines(files: list[str]) -> Iterator[str]:

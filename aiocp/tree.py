@@ -3,42 +3,56 @@
 Nothing is resolved through a path: each directory is opened from its parent's descriptor without
 following links, so nobody can swap a directory for a link under the walk. A directory gives its
 files first, as the kernel lists them, then its subdirectories one after the other; a generator on
-an explicit stack, so neither the width nor the depth of a tree costs memory or recursion.
+an explicit stack, so neither the width nor the depth of a tree costs memory or recursion. Where
+names are listed that are wanted, only these are gone to.
 """
 
 import os
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from errno import ELOOP, ESTALE
+from errno import EINVAL, ELOOP, ESTALE
 from typing import Any, NamedTuple
 
 from aiocp.errors import fail, operation
 from aiocp.linux import File
-from aiocp.selection import EVERYTHING, Selection
+from aiocp.listing import look_for, read
+from aiocp.selection import EVERYTHING, ITSELF, Names, Selection
 
 # How many directories on the way down are kept open; those above are opened again through ".."
 _KEPT_OPEN = 32
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY
-_ENCODING = sys.getfilesystemencoding()
 
 
 class Directory:
     """A source directory on the walk: `path` below the root for messages, `stat` as it was opened.
 
-    `name` is the directory's own; that of the root is empty. `included` tells that all that is in
-    it is wanted, unless excluded. `data` is for whoever takes the walk, who may also set `skip`
-    when he gets `Enter`: nothing below is given then.
+    `name` is the directory's own; that of the root is empty. `names` are those in it that are
+    wanted, if not all are, and `implied` tells of the root that it is but the way to these;
+    `included` that all that is in it is wanted, unless excluded. `data` is for whoever takes the
+    walk, who may also set `skip` when he gets `Enter`: nothing below is given then.
     """
 
-    __slots__ = ("data", "depth", "file", "included", "name", "parent", "path", "skip", "stat")
+    __slots__ = (
+        "data",
+        "depth",
+        "file",
+        "implied",
+        "included",
+        "name",
+        "names",
+        "parent",
+        "path",
+        "skip",
+        "stat",
+    )
 
     def __init__(self, file: File, name: bytes, parent: "Directory | None", path: bytes) -> None:
         self.file, self.name, self.parent, self.path = file, name, parent, path
         self.stat = os.fstat(file.fileno())
         self.depth: int = 0 if parent is None else parent.depth + 1
-        self.included = True
+        self.included, self.implied = True, False
+        self.names: Names | None = None
         self.data: Any = None
         self.skip = False
 
@@ -80,13 +94,14 @@ class Leave(NamedTuple):
 
 
 Step = Enter | Entry | Leave
+OnError = Callable[[bytes, OSError], None]
 # gives the entries of a directory, and puts the names of directories in it into a list
-Listing = Callable[[Directory, list[bytes], bool, Selection], Iterable[Entry]]
+Listing = Callable[[Directory, list[bytes], OnError, bool, Selection], Iterable[Entry]]
 
 
 def walk(
     root: Directory,
-    on_error: Callable[[bytes, OSError], None],
+    on_error: OnError,
     *,
     follow: bool = False,
     one_file_system: bool = False,
@@ -103,6 +118,9 @@ def walk(
         selection: what is wanted; a directory that has nothing of what it includes is not given.
         listing: looks into a directory, in place of `list_entries`.
     """
+    if selection.names is not None:
+        root.names = selection.within(selection.names)
+        root.implied = ITSELF not in selection.names
     root.included = selection.include is None
     steps = _walk(root, on_error, follow, one_file_system, selection, listing)
     return steps if root.included or listing else _without_empty(steps)
@@ -110,12 +128,14 @@ def walk(
 
 def _walk(
     root: Directory,
-    on_error: Callable[[bytes, OSError], None],
+    on_error: OnError,
     follow: bool,
     one_file_system: bool,
     selection: Selection,
     listing: Listing | None,
 ) -> Generator[Step, None, None]:
+    for path in selection.refused:
+        on_error(path.lstrip(b"/"), OSError(EINVAL, "not a name below the source"))
     stack: list[tuple[Directory, list[bytes]]] = []
     directory: Directory | None = root
     try:
@@ -127,7 +147,8 @@ def _walk(
                 elsewhere = one_file_system and directory.stat.st_dev != root.stat.st_dev
                 if not (elsewhere or directory.skip):
                     try:
-                        yield from (listing or list_entries)(directory, below, follow, selection)
+                        look = listing or list_entries
+                        yield from look(directory, below, on_error, follow, selection)
                     except OSError as error:
                         on_error(directory.path, error)
                 below.reverse()
@@ -139,6 +160,8 @@ def _walk(
                 name = names.pop()
                 try:
                     directory = _enter(parent, name, follow)
+                    if parent.names is not None:
+                        directory.names = selection.within(parent.names[name])
                     if not parent.included:
                         directory.included = selection.includes(directory.path, is_directory=True)
                 except OSError as error:
@@ -164,25 +187,27 @@ def _walk(
 def list_entries(
     directory: Directory,
     below: list[bytes],
+    on_error: OnError,
     follow: bool,
     selection: Selection,
 ) -> Iterator[Entry]:
     """Give the entries that are no directories; put the names of those that are into `below`."""
+    if directory.names is None:
+        kinds = read(directory.fd(), follow)
+    else:
+
+        def failed(path: bytes, error: OSError) -> None:
+            on_error(directory.join(path), error)
+
+        kinds = look_for(directory.fd(), directory.names, follow, failed)
     asks = selection.filters
-    with operation("list"), os.scandir(directory.fd()) as entries:
-        for entry in entries:
-            name = entry.name.encode(_ENCODING, "surrogateescape")  # as os.fsencode, but quicker
-            try:
-                is_directory = entry.is_dir(follow_symlinks=follow)
-                is_file = entry.is_file(follow_symlinks=False)
-            except OSError:  # a link into nowhere we may look; its copy will say so
-                is_directory = is_file = False
-            if asks and not selection.takes(directory.join(name), is_directory, directory.included):
-                continue
-            if is_directory:
-                below.append(name)
-            else:
-                yield Entry(directory, name, is_file)
+    for name, is_directory, is_file in kinds:
+        if asks and not selection.takes(directory.join(name), is_directory, directory.included):
+            continue
+        if is_directory:
+            below.append(name)
+        else:
+            yield Entry(directory, name, is_file)
 
 
 def _without_empty(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:

@@ -30,7 +30,7 @@ from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.priority import lowered
 from aiocp.reflink import Reflink
-from aiocp.selection import Selection, Test
+from aiocp.selection import Selection, Test, select
 from aiocp.stage import Stage
 from aiocp.tree_copy import Reap, TreeCopy, Wait
 from aiocp.tree_options import Replace, TreeOptions
@@ -86,6 +86,8 @@ def copy_tree(
     one_file_system: bool = False,
     exclude: Test | None = None,
     include: Test | None = None,
+    files: Iterable[StrPath] | None = None,
+    recursive: bool = True,
     replace: Replace | None = None,
     remove_destination: bool = False,
     backup: str = NONE,
@@ -139,6 +141,10 @@ def copy_tree(
         include: called likewise; of files only what it says True of is copied, and all that is in
             directories which it says True of. Others are looked into, and made if they come to have
             something in them. What is excluded is not included.
+        files: copy only what has these names, relative to `src`, and the directories above it;
+            `dst` gets its attributes only if "." is one of them. Each that is not there, or leads
+            out of `src`, is an error; links on the way are followed with `follow_symlinks`.
+        recursive: False: of directories that `files` names nothing but themselves.
         replace: called with the path below `src`, the stat of what is to be copied and the stat of
             what has its name at the destination; what it says False of stays as it is.
         links: with "links", what earlier calls that were given the same have copied: a file that
@@ -170,6 +176,8 @@ def copy_tree(
         one_file_system=one_file_system,
         exclude=exclude,
         include=include,
+        files=files,
+        recursive=recursive,
         replace=replace,
         remove_destination=remove_destination,
         backup=backup,
@@ -209,6 +217,8 @@ def prepare(
     one_file_system: bool,
     exclude: Test | None,
     include: Test | None,
+    files: Iterable[StrPath] | None,
+    recursive: bool,
     replace: Replace | None,
     remove_destination: bool,
     backup: str,
@@ -268,7 +278,7 @@ def prepare(
         how,
         budget(depth, walks=2 if counted else 1),
         one_file_system,
-        Selection(exclude, include),
+        select(exclude, include, files, recursive),
         HardLinks() if links is None else links,
         on_entry,
         on_error,

@@ -422,7 +422,7 @@ class TreeCopy:
             # other names promise the data of files that are only looked at: all of it, at the end
             together = self.how.link == "hard" or _syncs_together(file.fileno())
             target.together = self.how.sync and together
-        early = self.how.preserve - {"timestamps"}
+        early = self._kept(directory) - {"timestamps"}
         if early:
             try:
                 with operation("set attributes"):
@@ -434,6 +434,10 @@ class TreeCopy:
         if created:
             self._tell(directory.path, "directory", "directory")
         return target
+
+    def _kept(self, directory: Directory) -> frozenset[str]:
+        """What a directory keeps of the source's attributes."""
+        return frozenset() if directory.implied else self.how.preserve
 
     def _entry(
         self, target: Target, name: bytes, from_fd: int, path: bytes, *, wanted: bool
@@ -738,7 +742,7 @@ class TreeCopy:
                 return
             try:
                 with operation("set attributes"):
-                    target.finish(self.how.preserve)
+                    target.finish(self._kept(target.directory))
             except OSError as error:
                 if not target.failed:
                     self._failed(target.directory.path, error)

@@ -37,7 +37,7 @@ LAYERS = [
     {"backup", "partial", "place"},
     {"journal", "source", "metadata", "context", "tree", "extents", "host"},
     {"engine", "direct", "stream", "existing", "mount", "outcome", "page_cache"},
-    {"quoting", "sweep"},
+    {"listing", "quoting", "sweep"},
     {"pace", "priority"},
     {"errors", "hard_links", "libaio", "linux", "selection", "slots", "stage"},
     {"_batch", "_libaio", "_linux"},

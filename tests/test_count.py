@@ -13,7 +13,7 @@ from aiocp import copy_tree
 from aiocp.count import Count
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
-from aiocp.selection import EVERYTHING, Selection
+from aiocp.selection import EVERYTHING, Selection, select
 from filesystems import mounted
 from trees import make_deep, make_tree
 
@@ -227,3 +227,14 @@ def test_nothing_is_left_when_a_copy_stops(source: Path, tmp_path: Path) -> None
     with pytest.raises(KeyError, match="enough"):
         copy_tree(source, tmp_path / "copy", progress=stop)
     assert before == (set(os.listdir("/proc/self/fd")), threading.enumerate())
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_what_is_listed(source: Path, recursive: bool) -> None:
+    """Once, and only what is there."""
+    files = ["more/file1", "./more//file1", "more/below", "missing", "../out", "to a file"]
+    listed = select(None, None, files, recursive)
+    below = find(source / "more" / "below") if recursive else (0, 0)
+    named = find(source, "(", "-path", "*/more/file1", "-o", "-name", "to a file", ")")
+    expected = (named[0] + below[0], named[1] + below[1])
+    assert expected == count(source, selection=listed)

@@ -505,7 +505,7 @@ def test_a_signal_stops_a_tree(tmp_path: Path, number: signal.Signals) -> None:
         ("--no-preserve=mode -d", "--preserve=-mode --no-dereference --preserve=+links --"),
         ("--de a", "--de -- a"),
         ("- -r", "-r -- -"),
-        ("-a", "--recursive --no-dereference --preserve=+all --"),
+        ("-a", "--archive --no-dereference --preserve=+all --"),
     ],
 )
 def test_arguments_are_written_anew(given: str, expected: str) -> None:
