@@ -530,7 +530,7 @@ class FileCopier(NamedTuple):
         backups = self.backups()
         with (
             Source(src, self.direct, self.block_size) as source,
-            self._place(src, dst, source.stat, backups) as place,
+            find_place(src, dst, source.stat, self.remove, backups) as place,
         ):
             result = self._copy_small(source, place, names, begun)
             return result or (yield from self._copy(source, place, backups, dst, names, begun))
@@ -791,19 +791,6 @@ class FileCopier(NamedTuple):
             error.strerror = f"its name is not durable: {error.strerror}"
             raise
 
-    def _place(
-        self, src: bytes, dst: bytes, seen: os.stat_result, backups: Backups | None
-    ) -> Place:
-        """Where the new file goes: in place of a link, too, that goes or gets a backup."""
-        if not self.remove and backups is None:
-            return Place(dst)
-        if any(same_entry((path, None), (dst, None)) for path in (src, os.path.realpath(src))):
-            raise same_file()
-        place = Place(dst, follow=False)
-        if backups is not None:
-            backups.refuse(src, seen, place.directory.fileno(), place.name)
-        return place
-
     def _run(self, context: Context, transfer: engine.Transfer, total: int = 0) -> None:
         """Drive a transfer to its end; tell how far it is of `total`."""
         reported = transfer.moved
@@ -832,6 +819,20 @@ class FileCopier(NamedTuple):
     def _report(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(done, total)
+
+
+def find_place(
+    src: bytes, dst: bytes, seen: os.stat_result, remove: bool, backups: Backups | None
+) -> Place:
+    """Where the new file goes: in place of a link, too, that goes or gets a backup."""
+    if not remove and backups is None:
+        return Place(dst)
+    if any(same_entry((path, None), (dst, None)) for path in (src, os.path.realpath(src))):
+        raise same_file()
+    place = Place(dst, follow=False)
+    if backups is not None:
+        backups.refuse(src, seen, place.directory.fileno(), place.name)
+    return place
 
 
 def _beside(path: bytes, name: bytes | None) -> str | None:

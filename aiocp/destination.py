@@ -107,30 +107,8 @@ class Destination:
         self._sent = 0  # bytes that are on their way from memory to the disk
         try:
             with operation("open destination"):
-                existing = self._look()
-                if existing and os.path.samestat(existing, source.stat) and not self._remove:
-                    raise same_file()
-                self.replaces = existing is not None
-                several = "links" in preserve and not attributes_only
-                if existing and (self._remove or (several and existing.st_nlink > 1)):
-                    existing = None  # as cp, which removes it first
-                try:
-                    self._open(existing, source)
-                except PermissionError:
-                    if existing is None or not force or stat.S_ISBLK(existing.st_mode):
-                        raise
-                    existing = None
-                    self._open(None, source)
-                self.removes = self.replaces and existing is None
-                mode = os.fstat(self.fd).st_mode
-                self.regular = stat.S_ISREG(mode)
-                self.seekable = self.regular or stat.S_ISBLK(mode)
-                if how == "auto" and (source.small or source.size is None or attributes_only):
-                    how = "never"
-                self.through_cache = how == "auto" and buffers_direct_writes(self.fd)
-                if self.through_cache:
-                    how = "never"
-                self.alignment = direct.switch_on(self.fd, how, block_size) if self.seekable else 0
+                self._choose(source)
+                self._find_out(how, source, block_size)
         except BaseException:
             self.close()
             raise
@@ -139,10 +117,45 @@ class Destination:
     def fd(self) -> int:
         return self.file.fileno()
 
-    def _look(self) -> os.stat_result | None:
+    def _choose(self, source: Source) -> None:
+        """Open what there is to be opened, in the light of what has the name."""
+        existing = self._look()
+        if existing and os.path.samestat(existing, source.stat) and not self._remove:
+            raise same_file()
+        self.replaces = existing is not None
+        several = "links" in self._preserve and not self._attributes_only
+        if existing and (self._remove or (several and existing.st_nlink > 1)):
+            existing = None  # as cp, which removes it first
         try:
-            seen = os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=self._follow)
+            self._open(existing, source)
+        except PermissionError:
+            if existing is None or not self._force or stat.S_ISBLK(existing.st_mode):
+                raise
+            existing = None
+            self._open(None, source)
+        self.removes = self.replaces and existing is None
+
+    def _find_out(self, how: direct.Direct, source: Source, block_size: int) -> None:
+        """Find out what the open file takes."""
+        mode = os.fstat(self.fd).st_mode
+        self.regular = stat.S_ISREG(mode)
+        self.seekable = self.regular or stat.S_ISBLK(mode)
+        if how == "auto" and (source.small or source.size is None or self._attributes_only):
+            how = "never"
+        self.through_cache = how == "auto" and buffers_direct_writes(self.fd)
+        if self.through_cache:
+            how = "never"
+        self.alignment = direct.switch_on(self.fd, how, block_size) if self.seekable else 0
+
+    def _stat(self) -> os.stat_result | None:
+        """The stat of what has the name, None if nothing has it."""
+        try:
+            return os.stat(self.name, dir_fd=self.directory.fileno(), follow_symlinks=self._follow)
         except FileNotFoundError:
+            return None
+
+    def _look(self) -> os.stat_result | None:
+        if (seen := self._stat()) is None:
             return None
         if stat.S_ISLNK(seen.st_mode) and not self._remove:  # planted since it was resolved
             raise fail(ELOOP, "open destination")
@@ -165,7 +178,7 @@ class Destination:
             self._exact = self._attributes_only
             self.file = self._open_existing(existing)
             if stat.S_ISBLK(existing.st_mode) and not self._attributes_only:
-                _check_size(self.fd, source)
+                check_size(self.fd, source)
 
     def _replaceable(self, existing: os.stat_result) -> bool:
         """Whether a new file can take the place of what is there."""
@@ -175,23 +188,31 @@ class Destination:
     def _open_existing(self, existing: os.stat_result) -> File:
         directory = self.directory.fileno()
         flags = os.O_WRONLY if self._follow else os.O_WRONLY | os.O_NOFOLLOW
-        if stat.S_ISBLK(existing.st_mode):  # O_EXCL: EBUSY for one that is mounted or claimed
-            flags |= 0 if self._force else os.O_EXCL
-            try:
-                file = File.open(self.name, flags, dir_fd=directory)
-            except OSError as error:
-                if error.errno == EBUSY:
-                    raise fail(EBUSY, "mounted or in use, and not forced") from error
-                raise
+        if stat.S_ISBLK(existing.st_mode):
+            file = self._open_device(flags)
         elif not stat.S_ISFIFO(existing.st_mode):
             file = File.open(self.name, flags | os.O_NONBLOCK, dir_fd=directory)
-        elif self._wait:
-            file = stream.open_writer(self.name, flags, directory, self._cancel)
         else:
-            raise fail(EEXIST, "not writing into a FIFO")
+            self._refuse_fifo(existing)
+            file = stream.open_writer(self.name, flags, directory, self._cancel)
         if not os.path.samestat(os.fstat(file.fileno()), existing):
             raise fail(EEXIST, "replaced while being opened")
         return file
+
+    def _open_device(self, flags: int) -> File:
+        """Open a block device; with O_EXCL, EBUSY for one that is mounted or claimed."""
+        flags |= 0 if self._force else os.O_EXCL
+        try:
+            return File.open(self.name, flags, dir_fd=self.directory.fileno())
+        except OSError as error:
+            if error.errno == EBUSY:
+                raise fail(EBUSY, "mounted or in use, and not forced") from error
+            raise
+
+    def _refuse_fifo(self, existing: os.stat_result) -> None:
+        """Raise OSError for a FIFO whose reader is not to be waited for."""
+        if stat.S_ISFIFO(existing.st_mode) and not self._wait:
+            raise fail(EEXIST, "not writing into a FIFO")
 
     def _open_replacement(self, existing: os.stat_result, source: Source) -> None:
         """A new file like the old one; where it cannot be made like it, the old one in place."""
@@ -406,7 +427,7 @@ def _is_linkable(fd: int) -> bool:
     return bool(_LINKABLE)
 
 
-def _check_size(device: int, source: Source) -> None:
+def check_size(device: int, source: Source) -> None:
     """Refuse a device that is smaller than what is to be copied to it."""
     size = os.lseek(device, 0, os.SEEK_END)
     os.lseek(device, 0, os.SEEK_SET)

@@ -104,8 +104,7 @@ def symbolic_link(
     Raises OSError: of symlink(2), FileExistsError unless `replace` or `backups` are given, EINVAL
     for a relative path from elsewhere than the current directory.
     """
-    if not text.startswith(b"/") and not os.path.samestat(os.stat(b"."), os.fstat(to_fd)):
-        raise OSError(EINVAL, "can make relative symbolic links only in the current directory")
+    refuse_relative(text, os.fstat(to_fd))
     with operation("make link"):
         return make_node(
             seen,
@@ -118,6 +117,14 @@ def symbolic_link(
             backups=backups,
             kind=stat.S_IFLNK,
         )
+
+
+def refuse_relative(text: bytes, directory: os.stat_result | None) -> None:
+    """Raise OSError where a link to this path would not lead there from a directory, None for one
+    that is not there yet."""
+    here = directory is not None and os.path.samestat(os.stat(b"."), directory)
+    if not (text.startswith(b"/") or here):
+        raise OSError(EINVAL, "can make relative symbolic links only in the current directory")
 
 
 def _sync_data(fd: int, to_fd: int) -> None:

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from errno import EISDIR
+from errno import EEXIST, EISDIR
 from functools import partial
 
 from aiocp import metadata
@@ -71,15 +71,20 @@ def make_node(
         make(name, dir_fd=to_fd)
     except FileExistsError:
         existing = os.stat(name, dir_fd=to_fd, follow_symlinks=False)
-        if stat.S_ISDIR(existing.st_mode):
-            raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
-        if not replace and backups is None:
-            raise
+        refuse(existing, replace=replace or backups is not None)
         with keeping(backups, to_fd, name) as backup:
             instead(name, temporary=temporary_name(name), dir_fd=to_fd)
         replaced = Replaced(existed=True, backup=backup)
     metadata.carry_to_name(seen, to_fd, name, preserve, kind or stat.S_IFMT(seen.st_mode))
     return replaced
+
+
+def refuse(existing: os.stat_result, *, replace: bool) -> None:
+    """Raise OSError where a node cannot have the name of what is there, or may not."""
+    if stat.S_ISDIR(existing.st_mode):
+        raise fail(EISDIR, "cannot overwrite a directory with what is none") from None
+    if not replace:
+        raise OSError(EEXIST, os.strerror(EEXIST)) from None
 
 
 def link_node(

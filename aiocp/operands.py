@@ -8,7 +8,7 @@ here too: what has just been created is not overwritten, and hard links among th
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from errno import EEXIST, EISDIR, ENOTDIR, ESTALE
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from aiocp.backup import NUMBERED, Backups, Replaced
 from aiocp.copier import CopyResult, Link, copy_file
 from aiocp.errors import fail, operation, same_file
 from aiocp.existing import Relation, relation
-from aiocp.hard_links import HardLinks, identity
+from aiocp.hard_links import Copied, HardLinks, identity
 from aiocp.linux import File
 from aiocp.outcome import Outcome, kind_of
 from aiocp.quoting import quoted
@@ -97,19 +97,23 @@ class Operands:
         try:
             if self.how.parents is None:
                 return self._copy(source, destination, progress)
-            from aiocp.parents import parents
-
-            with parents(
-                os.fsencode(source),
-                os.fsencode(self.how.parents),
-                self.how.preserve,
-                sync=self.how.common["sync"],
-                tell=self._tell_directory,
-            ):
+            with self._parents(os.fsencode(source), os.fsencode(self.how.parents)):
                 return self._copy(source, destination, progress)
         except OSError as error:
             error.filename, error.filename2 = source, destination
             raise
+
+    def _parents(self, source: bytes, target: bytes) -> AbstractContextManager[None]:
+        """The directories above a source, made below the target."""
+        from aiocp.parents import parents
+
+        return parents(
+            source,
+            target,
+            self.how.preserve,
+            sync=self.how.common["sync"],
+            tell=self._tell_directory,
+        )
 
     def _copy(
         self, source: str, destination: str, progress: "Progress"
@@ -126,7 +130,7 @@ class Operands:
         how = self.how
         if not how.recursive:
             raise OSError(EISDIR, "omitting directory, as -r is not given")
-        existing = _look(destination, follow=how.keep_directory_symlink)
+        existing = self._look(destination, follow=how.keep_directory_symlink)
         if existing is not None and not stat.S_ISDIR(existing.st_mode):
             raise fail(ENOTDIR, "cannot overwrite what is no directory with a directory")
         if self._again("directory", source, (destination, seen.st_dev, seen.st_ino)):
@@ -166,7 +170,7 @@ class Operands:
             is_link or (how.recursive and not how.copy_contents)
         )
         renews = how.removes or how.backup or how.link is not None
-        existing = _look(destination, follow=contents and not renews)
+        existing = self._look(destination, follow=contents and not renews)
         if not self._wanted(source, destination, seen, existing):
             return None
         linked = how.link != "hard" and self._several_names(seen)
@@ -184,19 +188,25 @@ class Operands:
 
     def _contents(
         self, source: str, destination: str, existing: Status | None, progress: "Progress"
-    ) -> CopyResult:
+    ) -> CopyResult | None:
         how = self.how
         # as cp, which removes the link, if it is one, and not what that leads to
         several = existing is not None and existing.st_nlink > 1 and "links" in how.preserve
         several = several and not how.common["attributes_only"]
-        common = how.common | {"remove_destination": True} if several else how.common
+        return self._copy_file(source, destination, several or how.removes, progress)
+
+    def _copy_file(
+        self, source: str, destination: str, remove: bool, progress: "Progress"
+    ) -> CopyResult | None:
+        """Copy what has contents; `remove` what is there first."""
+        how = self.how
         result = copy_file(
             source,
             destination,
             preserve=how.preserve,
             into_directory=False,
             progress=progress.update,
-            **common,
+            **how.common | {"remove_destination": remove},
             **how.backup_arguments(),
             **how.file,
         )
@@ -205,62 +215,74 @@ class Operands:
         return result
 
     def _node(self, source: str, destination: str, seen: Status) -> None:
+        replace = self.how.common["force"] or not self.how.common["attributes_only"]
+        replaced = self._make_node(source, destination, seen, replace)
+        self._tell_node(source, destination, "special", kind_of(seen.st_mode), replaced)
+
+    def _make_node(self, source: str, destination: str, seen: Status, replace: bool) -> Replaced:
         from aiocp.nodes import copy_node
 
-        how, name, backups = self.how, os.fsencode(source), self.how.backups()
+        name, backups = os.fsencode(source), self.how.backups()
         with self._place(destination) as (directory, to_name):
             if backups is not None:
                 backups.refuse(name, seen, directory, to_name)
-            replaced = copy_node(
+            return copy_node(
                 seen,
                 name,
                 None,
                 directory,
                 to_name,
-                how.preserve,
-                replace=how.common["force"] or not how.common["attributes_only"],
+                self.how.preserve,
+                replace=replace,
                 backups=backups,
             )
-        self._tell_node(source, destination, "special", kind_of(seen.st_mode), replaced)
 
     def _link_source(self, link: Link, source: str, destination: str, seen: Status) -> None:
-        from aiocp.link import link_file, replaces
+        from aiocp.link import replaces
 
         how = self.how
         follow = how.follow != "none"
         only = how.common["attributes_only"]
         removes = how.removes or (replaces(seen, follow=follow) and not only)
         asked = link == "hard" and how.existing == "ask"  # and the answer was yes
-        replaced = link_file(
-            link,
-            os.fsencode(source),
-            seen,
-            os.fsencode(destination),
-            follow=follow,
-            replace=how.common["force"] or removes or asked,
-            backups=how.backups(),
-            preserve=how.preserve,
-            sync=how.common["sync"],
-        )
+        replace = how.common["force"] or removes or asked
+        replaced = self._make_link(link, source, destination, seen, replace)
         if replaced is not None:
             if not removes:  # cp, too, says nothing of what only makes way
                 replaced = replaced._replace(existed=False)
             kind = "link" if link == "symbolic" else kind_of(seen.st_mode)
             self._tell_node(source, destination, f"{link}-link", kind, replaced)
 
+    def _make_link(
+        self, link: Link, source: str, destination: str, seen: Status, replace: bool
+    ) -> Replaced | None:
+        from aiocp.link import link_file
+
+        return link_file(
+            link,
+            os.fsencode(source),
+            seen,
+            os.fsencode(destination),
+            follow=self.how.follow != "none",
+            replace=replace,
+            backups=self.how.backups(),
+            preserve=self.how.preserve,
+            sync=self.how.common["sync"],
+        )
+
     # --- what is there already ---
 
     def _wanted(self, source: str, destination: str, seen: Status, existing: Status | None) -> bool:
         """Whether to copy something that is no directory, in the order in which cp refuses."""
         how = self.how
-        if not how.backup and self._again("file", source, _entry(source, seen)):
+        if not how.backup and self._again("file", source, self._entry(source, seen)):
             return False
         if existing is not None and not self._may_replace(source, destination, seen, existing):
             return False
         if how.backup:
             return True
-        link = _look(destination, follow=False)
-        if link and stat.S_ISLNK(link.st_mode) and _entry(destination, link) in self._created:
+        link = self._look(destination, follow=False)
+        if link and stat.S_ISLNK(link.st_mode) and self._entry(destination, link) in self._created:
             raise OSError(EEXIST, "will not copy through a symbolic link that was just created")
         return True
 
@@ -287,7 +309,7 @@ class Operands:
         if stat.S_ISDIR(existing.st_mode):
             raise fail(EISDIR, "cannot overwrite a directory with what is none")
         numbered = how.backup is not None and how.backup[0] == NUMBERED
-        if not numbered and _entry(destination, existing) in self._created:
+        if not numbered and self._entry(destination, existing) in self._created:
             raise OSError(EEXIST, "will not overwrite what was just created")
         return True
 
@@ -320,6 +342,20 @@ class Operands:
             return True
         return how.ask(os.path.join(destination, os.fsdecode(path)) if path else destination)
 
+    def _look(self, path: str, *, follow: bool) -> Status | None:
+        """The stat of what is there; None for nothing, or nothing that can be told of."""
+        try:
+            return os.stat(os.fsencode(path), follow_symlinks=follow)
+        except OSError:  # opening the destination will say it
+            return None
+
+    def _entry(self, path: str, status: Status) -> tuple[str | int, ...]:
+        """What tells one name of one file from all others."""
+        head, name = os.path.split(path)
+        directory = self._look(head or ".", follow=True)  # what is wrong with it who needs it says
+        where = (0, 0) if directory is None else (directory.st_dev, directory.st_ino)
+        return name, *where, status.st_dev, status.st_ino
+
     # --- hard links ---
 
     def _several_names(self, seen: Status) -> bool:
@@ -327,10 +363,10 @@ class Operands:
         return "links" in self.how.preserve and (seen.st_nlink > 1 or self.how.follow != "none")
 
     def _made(self, destination: str, seen: Status, linked: bool, digest: str | None) -> None:
-        made = _look(destination, follow=False)
+        made = self._look(destination, follow=False)
         if made is None:
             return
-        self._created.add(_entry(destination, made))
+        self._created.add(self._entry(destination, made))
         if linked:
             directory, name = os.path.split(os.path.abspath(os.fsencode(destination)))
             self._links.add(identity(seen), directory, name, identity(made), digest)
@@ -340,6 +376,14 @@ class Operands:
         copied = self._links.get(identity(seen))
         if copied is None:
             return False
+        replaced = self._make_name(copied, destination)
+        self._made(destination, seen, linked=False, digest=None)
+        made, kind = replaced or Replaced(), kind_of(seen.st_mode)
+        self._tell_node(source, destination, "hard-link", kind, made, copied.checksum)
+        return True
+
+    def _make_name(self, copied: Copied, destination: str) -> Replaced | None:
+        """Give a copy another name."""
         from aiocp.nodes import link_node
 
         flags = os.O_PATH | os.O_NOFOLLOW
@@ -349,11 +393,7 @@ class Operands:
                 raise fail(ESTALE, "its first name was replaced meanwhile")
             with self._place(destination) as (directory, name):
                 backups = self.how.backups()
-                replaced = link_node(file.fileno(), found, directory, name, backups=backups)
-        self._created.add(_entry(destination, found))
-        made, kind = replaced or Replaced(), kind_of(found.st_mode)
-        self._tell_node(source, destination, "hard-link", kind, made, copied.checksum)
-        return True
+                return link_node(file.fileno(), found, directory, name, backups=backups)
 
     @contextmanager
     def _place(self, destination: str) -> "Iterator[tuple[int, bytes]]":
@@ -400,19 +440,3 @@ class Operands:
         if self.how.on_entry is not None:
             how = method, backup, removed, kind
             self.how.on_entry(Outcome(source, destination, *how, checksum=digest))
-
-
-def _look(path: str, *, follow: bool) -> Status | None:
-    """The stat of what is there; None for nothing, or nothing that can be told of."""
-    try:
-        return os.stat(os.fsencode(path), follow_symlinks=follow)
-    except OSError:  # opening the destination will say it
-        return None
-
-
-def _entry(path: str, status: Status) -> tuple[str | int, ...]:
-    """What tells one name of one file from all others."""
-    head, name = os.path.split(path)
-    directory = _look(head or ".", follow=True)  # whoever needs it says what is wrong with it
-    where = (0, 0) if directory is None else (directory.st_dev, directory.st_ino)
-    return name, *where, status.st_dev, status.st_ino

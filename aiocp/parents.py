@@ -81,10 +81,14 @@ def _make(name: bytes, above: _Level, path: bytes) -> _Level:
         with operation("open destination"):
             file, readable = open_directory(name, to_fd)
     except NotADirectoryError:
-        words = f"{quoted(os.fsdecode(path))} exists but is not a directory"
-        raise OSError(ENOTDIR, words) from None
+        raise in_the_way(path) from None
     mask = metadata.creation_mask(to_fd)[0] if created else 0
     return _Level(source, seen, file, readable, created, mask)
+
+
+def in_the_way(path: bytes) -> OSError:
+    """The error for what has the name of a directory that is to be made."""
+    return OSError(ENOTDIR, f"{quoted(os.fsdecode(path))} exists but is not a directory")
 
 
 def _finish(levels: list[_Level], preserve: frozenset[str], sync: bool) -> None:

@@ -168,5 +168,9 @@ def make_directory(path: bytes, parent: Target | None, *, follow: bool) -> tuple
             os.mkdir(path, 0o700, dir_fd=dir_fd)
         except FileExistsError:
             created = False
-        flags = _DIRECTORY & ~os.O_NOFOLLOW if follow and not created else _DIRECTORY
-        return File.open(path, flags, dir_fd=dir_fd), created
+        return open_target(path, dir_fd, follow=follow and not created), created
+
+
+def open_target(path: bytes, dir_fd: int | None, *, follow: bool) -> File:
+    """Open a directory that is there. Raises OSError from openat(2)."""
+    return File.open(path, _DIRECTORY & ~os.O_NOFOLLOW if follow else _DIRECTORY, dir_fd=dir_fd)

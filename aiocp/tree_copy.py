@@ -15,7 +15,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from errno import EINVAL, EISDIR, ESTALE
 from functools import partial
 from time import perf_counter
@@ -46,7 +46,7 @@ from aiocp.transfer import (
 )
 from aiocp.tree import Directory, Enter, Entry, Step, walk
 from aiocp.tree_file import TreeFile, begin
-from aiocp.tree_node import make
+from aiocp.tree_node import Made, make
 from aiocp.tree_options import TreeOptions
 from aiocp.tree_progress import TreeProgress
 
@@ -452,51 +452,68 @@ class TreeCopy:
         key = (seen.st_dev, seen.st_ino)
         several = seen.st_nlink > 1 or self.how.follow  # a link that is followed is a name too
         linked = several and "links" in self.how.preserve and self.how.link != "hard"
-        if linked and self._link(key, target, name, path):
+        if linked and self._link(key, target, name, path, seen):
             return None
         if self.how.link is None and self.how.has_contents(seen):
-            source = Source(
-                name,
-                "auto",
-                self.how.block_size,
-                dir_fd=from_fd,
-                seen=seen,
-                follow=self.how.follow,
-                alone=False,
-            )
-            transfer = begin(
-                self.how,
-                target,
-                name,
-                source,
-                refused=self._opening.refused[target.stat.st_dev],
-                block=self._stream_block,
-                cancel=self.cancel,
-            )
-            self._open.add(transfer)
-            if linked:
-                transfer.identity, self._in_flight[key] = key, transfer
-            return transfer
-        made = make(self.how, target, name, from_fd, os.path.join(self.names[0], path), seen)
+            return self._begin(target, name, from_fd, seen, key if linked else None)
+        made = self._make(target, name, from_fd, path, seen)
         if made is None:
             self._passed(seen)
         else:
             kind = "link" if made.is_link else kind_of(seen.st_mode)
             self._count(path, made.method, made.replaced, kind, is_link=made.is_link)
         if linked:
-            found = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
-            self._remember(key, target, name, found)
+            self._remember(key, target, name)
         return None
+
+    def _begin(
+        self,
+        target: Target,
+        name: bytes,
+        from_fd: int,
+        seen: os.stat_result,
+        identity: Identity | None,
+    ) -> Transfer | None:
+        """Begin to copy what has contents; `identity` is given if names are to be linked to it."""
+        source = Source(
+            name,
+            "auto",
+            self.how.block_size,
+            dir_fd=from_fd,
+            seen=seen,
+            follow=self.how.follow,
+            alone=False,
+        )
+        transfer = begin(
+            self.how,
+            target,
+            name,
+            source,
+            refused=self._opening.refused[target.stat.st_dev],
+            block=self._stream_block,
+            cancel=self.cancel,
+        )
+        self._open.add(transfer)
+        if identity is not None:
+            transfer.identity, self._in_flight[identity] = identity, transfer
+        return transfer
+
+    def _make(
+        self, target: Target, name: bytes, from_fd: int, path: bytes, seen: os.stat_result
+    ) -> Made | None:
+        return make(self.how, target, name, from_fd, os.path.join(self.names[0], path), seen)
 
     def _remember(
         self,
         source: Identity,
         target: Target,
         name: bytes,
-        made: os.stat_result,
+        made: os.stat_result | None = None,
         digest: str | None = None,
     ) -> None:
         """That a file which has other names was copied."""
+        if made is None:
+            made = os.stat(name, dir_fd=target.fd(), follow_symlinks=False)
         directory = os.path.join(self._top, target.directory.path)
         self._copied.add(source, directory, name, identity(made), digest)
 
@@ -504,10 +521,8 @@ class TreeCopy:
         """Whether what has the name, if anything has, is to be replaced."""
         if self.how.replace is None:
             return True
-        follow = self.how.writes_through(seen)
-        try:
-            existing = os.stat(name, dir_fd=target.fd(), follow_symlinks=follow)
-        except FileNotFoundError:
+        existing = self._existing(target, name, follow=self.how.writes_through(seen))
+        if existing is None:
             return True
         if self.how.replace(path, seen, existing):
             return True
@@ -515,7 +530,21 @@ class TreeCopy:
         self._tell(path, "skipped", kind_of(seen.st_mode))
         return False
 
-    def _link(self, source: Identity, target: Target, name: bytes, path: bytes) -> bool:
+    def _existing(self, target: Target, name: bytes, *, follow: bool) -> os.stat_result | None:
+        """The stat of what has a name, None if nothing has it."""
+        try:
+            return os.stat(name, dir_fd=target.fd(), follow_symlinks=follow)
+        except FileNotFoundError:
+            return None
+
+    def _link(
+        self,
+        source: Identity,
+        target: Target,
+        name: bytes,
+        path: bytes,
+        seen: os.stat_result,
+    ) -> bool:
         """Give a file that is copied already, or on its way, another name; whether it is."""
         if (transfer := self._in_flight.get(source)) is not None:
             transfer.other_names.append((target, name, path))
@@ -540,15 +569,19 @@ class TreeCopy:
         found: os.stat_result,
         digest: str | None,
     ) -> None:
-        if stat.S_ISREG(found.st_mode) and not (
-            target.created or self.how.remove or self.how.backs_up
-        ):
-            with suppress(FileNotFoundError):
-                if stat.S_ISDIR(os.stat(name, dir_fd=target.fd()).st_mode):
-                    raise fail(EISDIR, "cannot overwrite a directory with what is none")
+        self._refuse_directory(target, name, found)
         replaced = link_node(fd, found, target.fd(), name, backups=target.backups)
         made, kind = replaced or Replaced(), kind_of(found.st_mode)
         self._count(path, "hard-link", made, kind, digest=digest)
+
+    def _refuse_directory(self, target: Target, name: bytes, seen: os.stat_result) -> None:
+        """Raise OSError where a link to a directory has the name of a file that is to be linked."""
+        renews = target.created or self.how.remove or self.how.backs_up
+        if renews or not stat.S_ISREG(seen.st_mode):
+            return
+        existing = self._existing(target, name, follow=True)
+        if existing is not None and stat.S_ISDIR(existing.st_mode):
+            raise fail(EISDIR, "cannot overwrite a directory with what is none")
 
     # --- what the engine gives back ---
 

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -93,39 +94,7 @@ def begin(
     once, through `block`. Closes the source where it raises.
     """
     size = 0 if how.attributes_only else source.size or 0
-    place: Place | None = None
-    try:
-        remove = how.remove
-        if not (remove or how.backs_up or target.created):
-            with operation("open destination"):
-                place, remove = _behind_link(how, target, name)
-        directory = place.directory if place else target.opened()
-        to_name = place.name if place else name
-        readable = place is None or place.readable
-        unfinished = _unfinished(how, source, directory, to_name, readable)
-        destination = Destination(
-            directory,
-            to_name,
-            source,
-            "auto",
-            how.block_size,
-            preserve=how.preserve,
-            mask=None if place else target.mask,
-            remove=remove,
-            backups=target.backups,
-            attributes_only=how.attributes_only,
-            unfinished=unfinished,
-            wait=how.copy_contents,
-            force=how.force,
-            cancel=cancel,
-        )
-    except BaseException:
-        source.close()
-        if place is not None:
-            place.directory.close()
-        raise
-    if destination.in_place:
-        unfinished = None
+    destination, place, unfinished = open_destination(how, target, name, source, cancel)
     transfer = TreeFile(
         target, name, source, destination, how.file_sync, how.allow_changed, place, unfinished
     )
@@ -153,6 +122,53 @@ def begin(
     transfer.size = size
     target.waiting += 1
     return transfer
+
+
+def open_destination(
+    how: TreeOptions,
+    target: Target,
+    name: bytes,
+    source: Source,
+    cancel: Cancel | None,
+    kind: Callable[..., Destination] = Destination,
+) -> "tuple[Destination, Place | None, Partial | None]":
+    """The destination of a file, where a link leads that has its name, if one is followed, and what
+    it goes on with.
+
+    Closes the source where it raises.
+    """
+    place: Place | None = None
+    try:
+        remove = how.remove
+        if not (remove or how.backs_up or target.created):
+            with operation("open destination"):
+                place, remove = _behind_link(how, target, name)
+        directory = place.directory if place else target.opened()
+        to_name = place.name if place else name
+        readable = place is None or place.readable
+        unfinished = _unfinished(how, source, directory, to_name, readable)
+        destination = kind(
+            directory,
+            to_name,
+            source,
+            "auto",
+            how.block_size,
+            preserve=how.preserve,
+            mask=None if place else target.mask,
+            remove=remove,
+            backups=target.backups,
+            attributes_only=how.attributes_only,
+            unfinished=unfinished,
+            wait=how.copy_contents,
+            force=how.force,
+            cancel=cancel,
+        )
+    except BaseException:
+        source.close()
+        if place is not None:
+            place.directory.close()
+        raise
+    return destination, place, None if destination.in_place else unfinished
 
 
 def _unfinished(

@@ -21,6 +21,31 @@ class Made(NamedTuple):
     is_link: bool
 
 
+class Making(NamedTuple):
+    """How something is to be made: whether it may replace what has its name, and whether that is
+    removed, as it is told."""
+
+    method: str
+    is_link: bool
+    replace: bool
+    removes: bool
+
+    def made(self, replaced: Replaced | None) -> Made:
+        if replaced is None or not self.removes:  # cp, too, says nothing of what only makes way
+            replaced = Replaced(backup=replaced and replaced.backup)
+        return Made(self.method, replaced, self.is_link)
+
+
+def making(how: TreeOptions, seen: os.stat_result) -> Making:
+    """How to make something of what was seen."""
+    removes = how.remove or (replaces(seen, follow=how.follow) and not how.attributes_only)
+    replace = how.force or removes
+    if how.link is not None:
+        return Making(f"{how.link}-link", how.link == "symbolic", replace, removes)
+    is_link = stat.S_ISLNK(seen.st_mode)
+    return Making("special", is_link, not how.attributes_only or replace, removes)
+
+
 def make(
     how: TreeOptions,
     target: Target,
@@ -34,12 +59,10 @@ def make(
 
     Raises SameFileError where the source is there, or what it leads to; OSError.
     """
-    if not _is_other(how, target, name, from_fd, seen):
+    if not is_other(how, target, name, from_fd, seen):
         return None
     replaced: Replaced | None
-    method, to_fd, backups = f"{how.link}-link", target.fd(), target.backups
-    removes = how.remove or (replaces(seen, follow=how.follow) and not how.attributes_only)
-    replace = how.force or removes
+    way, to_fd, backups = making(how, seen), target.fd(), target.backups
     if how.link == "hard":
         sync = how.sync and not target.together
         replaced = hard_link(
@@ -49,16 +72,15 @@ def make(
             to_fd,
             name,
             follow=how.follow,
-            replace=replace,
+            replace=way.replace,
             backups=backups,
             sync=sync,
         )
     elif how.link == "symbolic":
         replaced = symbolic_link(
-            path, seen, to_fd, name, how.preserve, replace=replace, backups=backups
+            path, seen, to_fd, name, how.preserve, replace=way.replace, backups=backups
         )
     else:
-        method = "special"
         replaced = copy_node(
             seen,
             name,
@@ -66,18 +88,16 @@ def make(
             to_fd,
             name,
             how.preserve,
-            replace=not how.attributes_only or replace,
+            replace=way.replace,
             backups=backups,
         )
-    if replaced is None or not removes:  # cp, too, says nothing of what only makes way
-        replaced = Replaced(backup=replaced and replaced.backup)
-    is_link = how.link == "symbolic" or (not how.link and stat.S_ISLNK(seen.st_mode))
-    return Made(method, replaced, is_link)
+    return way.made(replaced)
 
 
-def _is_other(
+def is_other(
     how: TreeOptions, target: Target, name: bytes, from_fd: int, seen: os.stat_result
 ) -> bool:
+    """Whether what has the name, if anything has, is neither the source nor made of it already."""
     what = relation(
         (name, from_fd),
         seen,
