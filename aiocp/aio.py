@@ -39,6 +39,7 @@ from aiocp.errors import fail
 from aiocp.extents import Sparse, may_have_holes
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
+from aiocp.plan import Plan
 from aiocp.reflink import Reflink
 from aiocp.selection import Test
 from aiocp.tree_copier import TREE_BLOCK_SIZE, TREE_DEPTH, TreeCopier, TreeResult
@@ -159,6 +160,7 @@ async def copy_tree(
     resume: bool = False,
     allow_changed: bool = False,
     links: HardLinks | None = None,
+    plan: Plan | None = None,
     on_entry: Callable[[Outcome], object] | None = None,
     on_error: Callable[[OSError], object] | None = None,
     bwlimit: "int | Pace | None" = None,
@@ -208,6 +210,7 @@ async def copy_tree(
         resume=resume,
         allow_changed=allow_changed,
         links=links,
+        plan=plan,
         on_entry=on_entry,
         on_error=on_error,
         bwlimit=bwlimit,

@@ -44,6 +44,13 @@ class Backups:
         """What the next backup of `name` is called."""
         return self._next(directory, name)[0]
 
+    def foresee(self, directory: int, name: bytes) -> bytes:
+        """What the backup of `name` would be called, whose number is taken then."""
+        backup, number = self._next(directory, name)
+        if number:
+            self._highest(directory)[name] = number
+        return backup
+
     def refuse(self, source: bytes, seen: os.stat_result, directory: int, name: bytes) -> None:
         """Raise OSError if the simple backup of `name` would take the name of the source itself."""
         backup = name + self._suffix

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from aiocp.errors import Cancelled
-from aiocp.operands import Operands
+from aiocp.operands import How, Operands
 from aiocp.options import Options, UsageError, read, rewrite
 from aiocp.progress import Bar, Lines, Progress
 from aiocp.quoting import quoted
@@ -61,14 +61,15 @@ def _copy(options: Options, held: ExitStack) -> int:
     how, pairs = request(
         options,
         cancel=signals,
-        ask=said.ask,
+        ask=(lambda _: True) if options.dry_run else said.ask,
         warn=said.warn,
         on_entry=said.entry if said.listens else None,
         on_error=said.error,
     )
     said.receipt = held.enter_context(_receipt(options, pairs))
-    copy = Operands(how).copy
-    show = _show(options.progress)
+    operands = _operands(options, how)
+    copy = operands.copy
+    show = _show(False if options.dry_run else options.progress)
     for source, destination in pairs:
         try:
             with show(os.path.basename(source.rstrip("/"))) as progress:
@@ -109,7 +110,7 @@ def _receipt(
     options: Options, pairs: list[tuple[str, str]]
 ) -> "AbstractContextManager[Receipt | None]":
     """The file for what --checksum says, if there is to be one. Raises UsageError."""
-    if options.checksum is None:
+    if options.checksum is None or options.dry_run:
         return nullcontext()
     if (path := options.checksum.file) is None:
         if not options.as_json and any(_is_stdout(destination) for _, destination in pairs):
@@ -129,6 +130,14 @@ def _is_stdout(path: str) -> bool:
         out = os.fstat(sys.stdout.fileno())
         return os.path.samestat(out, os.stat(path)) and not stat.S_ISCHR(out.st_mode)
     return False
+
+
+def _operands(options: Options, how: How) -> Operands:
+    if not options.dry_run:
+        return Operands(how)
+    from aiocp.dry_run import DryRun
+
+    return DryRun(how)
 
 
 def _show(asked: bool | None) -> type[Progress]:

@@ -22,6 +22,7 @@ from aiocp.errors import Cancel
 from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
+from aiocp.plan import Plan
 from aiocp.reflink import Reflink
 from aiocp.selection import Test
 from aiocp.slots import Slots
@@ -71,6 +72,7 @@ class _OfTrees(TypedDict, total=False):
     copy_contents: bool
     keep_directory_symlink: bool
     links: HardLinks | None
+    plan: Plan | None
     on_entry: Callable[[Outcome], object] | None
     on_error: Callable[[OSError], object] | None
     progress_files: Progress | None

@@ -23,6 +23,7 @@ from aiocp.outcome import Outcome, kind_of
 from aiocp.quoting import quoted
 
 if TYPE_CHECKING:
+    from aiocp.plan import Plan
     from aiocp.progress import Progress
     from aiocp.tree_copier import TreeResult
 
@@ -79,6 +80,8 @@ class How(NamedTuple):
 
 class Operands:
     """One run of the command: `copy` is called once for each operand."""
+
+    plan: "Plan | None" = None  # of a dry run
 
     def __init__(self, how: How) -> None:
         self.how = how
@@ -150,6 +153,7 @@ class Operands:
             keep_directory_symlink=how.keep_directory_symlink,
             replace=None if always else partial(self._replace, destination),
             links=self._links,
+            plan=self.plan,
             on_entry=how.on_entry,
             on_error=how.on_error,
             progress=progress.update,

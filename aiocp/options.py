@@ -360,6 +360,9 @@ class Options(NamedTuple):
             "--progress/--no-progress",
         ),
     ] = None
+    dry_run: Annotated[
+        bool, _flag(OUTPUT, "Copy nothing, say what would be copied.", "--dry-run")
+    ] = False
     verbose: Annotated[
         bool, _flag(OUTPUT, "Name what is copied, as cp does; a summary.", "-v", "--verbose")
     ] = False

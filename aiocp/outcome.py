@@ -9,7 +9,8 @@ class Outcome(NamedTuple):
 
     `method` is a rung of the ladder ("aio-direct", "aio-buffered", "plain", "stream") for what has
     contents, else "attributes", "directory", "special" (links, FIFOs, sockets, device nodes),
-    "hard-link", "symbolic-link", or "skipped" where what is there was not to be replaced. `backup`
+    "hard-link", "symbolic-link", "skipped" where what is there was not to be replaced, or "copy"
+    where nobody knows, in a dry run, how the contents would be carried. `backup`
     is the name that what was there has now, `removed` tells that it went, without a backup, and
     left nothing to what has its name now. `kind` is "file", "directory", "link" (a symbolic one) or
     "special", and `size` in bytes, of what a file got of the source's contents; `checksum` is the

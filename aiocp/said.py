@@ -42,13 +42,15 @@ class Said:
         self.progress: Progress | None = None
         self.receipt: Receipt | None = None
         self._debug, self._json = options.debug, options.as_json
-        self._verbose = options.verbose or options.debug
+        self._verbose = options.verbose or options.debug or options.dry_run
+        self._dry_run = options.dry_run
         self.listens = bool(self._verbose or self._json or options.resume or options.checksum)
         self._prints_checksums = bool(
             options.checksum and not (options.checksum.file or options.as_json)
         )
         self._out = sys.stderr if options.as_json or self._prints_checksums else sys.stdout
-        self._tally = Tally(sync=options.sync, verify=options.verify)
+        copies = not options.dry_run
+        self._tally = Tally(sync=options.sync and copies, verify=options.verify and copies)
         self._unwritten: OSError | None = None
         self._signal: str | None = None
         if options.as_json:
@@ -139,7 +141,7 @@ class Said:
         if self._json:
             self._print(self._objects.of_summary(summary), sys.stdout)
         if self._verbose:
-            for line in summary.lines():
+            for line in summary.lines(dry_run=self._dry_run):
                 self._complain(line)
 
     def _checksum(self, digest: str, path: str) -> None:

@@ -42,8 +42,8 @@ class Summary(NamedTuple):
     signal: str | None
     exit_status: int
 
-    def lines(self) -> list[str]:
-        """In words."""
+    def lines(self, *, dry_run: bool = False) -> list[str]:
+        """In words; for a dry run what would have been."""
         counts = [
             _count(getattr(self, name), name)
             for name in ("files", "directories", "links", "specials", "errors")
@@ -51,6 +51,8 @@ class Summary(NamedTuple):
         ]
         if self.skipped:
             counts.append(f"{self.skipped:,} skipped")
+        if dry_run:
+            return [f"would copy {', '.join(counts)}: {self.bytes:,} bytes"]
         how = ", ".join(f"{count:,} {method}" for method, count in self.methods.items())
         done = [f"{self.peak_in_flight:,} of {self.depth:,} in flight"] * bool(self.depth)
         done.append("synced" if self.synced else "not synced")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +29,7 @@ from aiocp.errors import Cancel
 from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
+from aiocp.plan import Plan
 from aiocp.priority import lowered
 from aiocp.reflink import Reflink
 from aiocp.selection import Selection, Test, select
@@ -103,6 +105,7 @@ def copy_tree(
     resume: bool = False,
     allow_changed: bool = False,
     links: HardLinks | None = None,
+    plan: Plan | None = None,
     on_entry: Callable[[Outcome], object] | None = None,
     on_error: Callable[[OSError], object] | None = None,
     bwlimit: "int | Pace | None" = None,
@@ -149,6 +152,9 @@ def copy_tree(
             what has its name at the destination; what it says False of stays as it is.
         links: with "links", what earlier calls that were given the same have copied: a file that
             has another name there becomes a link to that.
+        plan: copy nothing, only find out what would be copied, and what could not be: a
+            `aiocp.plan.Plan`. What earlier calls that were given the same would have copied counts
+            as there.
         on_entry: called with an `Outcome` for each entry that was copied, or left alone.
         on_error: called with each OSError as it happens; nothing is raised at the end then.
         progress: called as `progress(bytes_done, bytes_total)` while files are written. The total
@@ -193,6 +199,7 @@ def copy_tree(
         resume=resume,
         allow_changed=allow_changed,
         links=links,
+        plan=plan,
         on_entry=on_entry,
         on_error=on_error,
         bwlimit=bwlimit,
@@ -234,6 +241,7 @@ def prepare(
     resume: bool,
     allow_changed: bool,
     links: HardLinks | None,
+    plan: Plan | None,
     on_entry: Callable[[Outcome], object] | None,
     on_error: Callable[[OSError], object] | None,
     bwlimit: "int | Pace | None",
@@ -246,6 +254,7 @@ def prepare(
     """A copier of these arguments of copy_tree(). Raises ValueError."""
     check_verify(verify, sync)
     check_resume(resume, sync, in_place=False)
+    sync, verify = sync and plan is None, verify and plan is None
     check_depth(depth)
     check_block_size(block_size)
     check_link(link)
@@ -261,7 +270,7 @@ def prepare(
         sync=sync,
         verify=verify,
         checksum=checksum,
-        resume=resume,
+        resume=resume and plan is None,
         allow_changed=allow_changed,
         replace=_unless_finished(replace) if resume else replace,
         remove=remove_destination,
@@ -273,10 +282,11 @@ def prepare(
         force=force,
         pace=pace,
     )
+    limits = budget(depth, walks=2 if counted else 1)
     return TreeCopier(
         (os.fsencode(src), os.fsencode(dst)),
         how,
-        budget(depth, walks=2 if counted else 1),
+        limits if plan is None else limits._replace(depth=1),  # nothing will be in flight
         one_file_system,
         select(exclude, include, files, recursive),
         HardLinks() if links is None else links,
@@ -287,6 +297,7 @@ def prepare(
         progress_files,
         totals,
         cancel,
+        plan,
     )
 
 
@@ -306,10 +317,13 @@ class TreeCopier(NamedTuple):
     progress_files: Progress | None
     totals: bool
     cancel: Cancel | None
+    plan: Plan | None
 
     def copy(self, contexts: Contexts = Context) -> TreeResult:
         """Copy the tree."""
         begun = perf_counter()
+        if self.plan is not None:
+            contexts = partial(Context, aio=False)
         with (
             lowered(idle=self.idle),
             contexts(self.limits.depth, self.how.block_size, idle=self.idle) as context,
@@ -326,7 +340,12 @@ class TreeCopier(NamedTuple):
 
     def begin(self) -> TreeCopy:
         """What a copy knows while it is made; to be closed."""
-        return TreeCopy(
+        kind: Callable[..., TreeCopy] = TreeCopy
+        if self.plan is not None:
+            from aiocp.dry_tree import DryTree
+
+            kind = partial(DryTree, self.plan)
+        return kind(
             self.names,
             self.how,
             self.limits,

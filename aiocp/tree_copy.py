@@ -15,7 +15,7 @@ import os
 import stat
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from errno import EINVAL, EISDIR, ESTALE
 from functools import partial
 from time import perf_counter
