@@ -180,13 +180,18 @@ HOW: list[dict[str, Any]] = [
 ]
 
 
-def test_nothing_outside_the_source_is_copied(scratch: Path) -> None:
-    """Whatever the walk, the opening and the reading meet."""
+@pytest.mark.parametrize("listed", [False, True])
+def test_nothing_outside_the_source_is_copied(scratch: Path, listed: bool) -> None:
+    """Whatever the walk, the opening and the reading meet, where names are listed too."""
     before = facts(scratch / "outside")
+    source = scratch / "source"
+    files = [path.relative_to(source) for path in source.rglob("*")] if listed else None
 
     def copy(number: int) -> None:
+        how = HOW[number % len(HOW)]
         to = scratch / f"copy{number}"
-        copy_tree(scratch / "source", to, on_error=lambda error: None, **HOW[number % len(HOW)])
+        recursive = number % 3 == 0
+        copy_tree(source, to, files=files, recursive=recursive, on_error=lambda _: None, **how)
 
     assert under_attack(copy, 100, attacks(scratch, scratch / "source")) > 5_000
     seen = [data for copy in scratch.glob("copy*") for data in contents(copy)]
