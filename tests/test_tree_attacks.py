@@ -53,11 +53,11 @@ def exchange(top: Path, name: str, decoy: Path) -> None:
         _LIBC.renameat2(fd, last, 0, bytes(decoy), _RENAME_EXCHANGE)
 
 
-def plant(top: Path, name: str, target: Path) -> None:
-    """Have a link under a name that is about to be made; take it away if it is there already."""
+def plant(top: Path, name: str, link: Path) -> None:
+    """Have another name for a link, one that is about to be made; take it away if it is there."""
     with directory_of(top, name) as (fd, last):
         try:
-            os.symlink(target, last, dir_fd=fd)
+            os.link(link, last, dst_dir_fd=fd, follow_symlinks=False)
         except FileExistsError:
             os.readlink(last, dir_fd=fd)  # raises if it is none
             os.unlink(last, dir_fd=fd)
@@ -214,8 +214,9 @@ def test_nothing_outside_the_destination_is_changed(scratch: Path) -> None:
     swaps = attacks(scratch, scratch / "copy")
     for name in ("", "a/", "a/b/", "a/b/c/", "d/"):
         for last in ("a", "b", "c", "d", "file1", "file4", "fifo", "link", "large", "hard"):
-            outside = scratch / "outside" / name / last
-            swaps.append(partial(plant, scratch / "copy", name + last, outside))
+            link = scratch / "evil" / f"planted {name.replace('/', '-')}{last}"
+            _link(link, scratch / "outside" / name / last)
+            swaps.append(partial(plant, scratch / "copy", name + last, link))
     assert under_attack(copy, 80, swaps) > 5_000
     assert before == facts(scratch / "outside")
 
