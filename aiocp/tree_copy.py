@@ -92,6 +92,7 @@ class TreeCopy:
         self.holes = self.reflinked = 0
         self.errors: list[OSError] = []
         self._root: Target | None = None
+        self._reading, self._most_reading = 0, limits.reading  # batches that the engine has
         self._placing = Placing(limits.together)
         self._opening = Opening(self._new_batch, limits.batch, how.reflink)
         self._moved = 0  # bytes; those that the engine writes it counts itself
@@ -315,6 +316,8 @@ class TreeCopy:
             if placing.full:
                 self._on = placing.stage
                 yield None
+            elif self._reading >= self._most_reading:
+                yield None
             elif not stage.done():
                 self._on = stage
                 yield None
@@ -355,6 +358,7 @@ class TreeCopy:
 
     def _opened(self, batch: Batch) -> Iterator[Transfer | None]:
         batch.waiting = 1
+        self._reading += 1
         for transfer in batch.transfers(self._opening.alignments, self.how.block_size):
             batch.waiting += 1
             yield transfer
@@ -657,6 +661,7 @@ class TreeCopy:
         batch.waiting -= 1
         if batch.waiting:
             return
+        self._reading -= 1
         if self.how.sync and batch.sync is Sync.NONE:
             batch.seal()
             self._placing.hold(batch, len(batch))

@@ -83,6 +83,34 @@ def test_few_descriptors(trees: Trees, limit: int, over: bool) -> None:
     assert not said or limit < 128
 
 
+def test_few_descriptors_where_not_all_is_in_memory(tmp_path: Path) -> None:
+    """Those of a batch that are, are open until the others are read: not of too many batches, also
+    where a disk is so slow that nothing has completed until it is waited for."""
+    (tmp_path / "source").mkdir()
+    for i in range(3000):
+        with (tmp_path / "source" / str(i)).open("wb") as file:
+            file.write(b"x" * 5000)
+            if i % 10 == 0:
+                os.fdatasync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    program = (
+        "import sys; from aiocp import context, copy_tree\n"
+        "context.Context.reap_now = lambda self: []\n"
+        "copy_tree(*sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [
+            *("prlimit", "--nofile=500", sys.executable, "-c", program),
+            *(tmp_path / "source", tmp_path / "copy"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    assert facts(tmp_path / "source").keys() == facts(tmp_path / "copy").keys()
+
+
 @pytest.mark.root
 def test_cancelled_at_any_moment(tmp_path: Path) -> None:
     """Whether a name is looked at then or bytes have moved: whole names, and nothing is held."""
