@@ -4,11 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aiocp.copier import CopyResult, copy_file
+    from aiocp.copier import copy_file
     from aiocp.errors import Cancelled, SourceChanged, VerificationFailed
     from aiocp.many import Copier
     from aiocp.outcome import Outcome
-    from aiocp.tree_copier import TreeResult, copy_tree
+    from aiocp.result import CopyResult, TreeResult
+    from aiocp.tree_copier import copy_tree
 
 __all__ = [
     "Cancelled",
@@ -25,10 +26,10 @@ __all__ = [
 _HOME = {
     "Cancelled": "errors",
     "Copier": "many",
-    "CopyResult": "copier",
+    "CopyResult": "result",
     "Outcome": "outcome",
     "SourceChanged": "errors",
-    "TreeResult": "tree_copier",
+    "TreeResult": "result",
     "VerificationFailed": "errors",
     "copy_file": "copier",
     "copy_tree": "tree_copier",

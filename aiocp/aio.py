@@ -18,31 +18,22 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary, finalize
 
 from aiocp import tree_loop
+from aiocp.asked import DEFAULT_BLOCK_SIZE, DEFAULT_DEPTH, Link, Progress, StrPath
 from aiocp.backup import NONE, SUFFIX
 from aiocp.context import Context
-from aiocp.copier import (
-    DEFAULT_BLOCK_SIZE,
-    DEFAULT_DEPTH,
-    CopyResult,
-    FileCopier,
-    Link,
-    Progress,
-    Steps,
-    StrPath,
-    Work,
-    paths,
-    prepare,
-)
+from aiocp.copier import prepare
 from aiocp.direct import Direct
 from aiocp.engine import Engine, Transfer
 from aiocp.errors import fail
 from aiocp.extents import Sparse, may_have_holes
+from aiocp.file_copier import FileCopier, Steps, Work, paths
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.plan import Plan
 from aiocp.reflink import Reflink
+from aiocp.result import CopyResult, TreeResult
 from aiocp.selection import Test
-from aiocp.tree_copier import TREE_BLOCK_SIZE, TREE_DEPTH, TreeCopier, TreeResult
+from aiocp.tree_copier import TREE_BLOCK_SIZE, TREE_DEPTH, TreeCopier
 from aiocp.tree_copier import prepare as prepare_tree
 from aiocp.tree_loop import descriptors_for, settled
 from aiocp.tree_options import Replace

@@ -11,9 +11,10 @@ from errno import ESTALE
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from aiocp.asked import DEFAULT_BLOCK_SIZE, Link
 from aiocp.backup import Backups, Replaced
-from aiocp.copier import DEFAULT_BLOCK_SIZE, CopyResult, Link, find_place
 from aiocp.errors import fail, operation
+from aiocp.file_copier import find_place
 from aiocp.foresee import ForeseenDestination, ForeseenSource, foresee_node
 from aiocp.hard_links import Copied
 from aiocp.linux import File
@@ -22,10 +23,11 @@ from aiocp.outcome import Outcome
 from aiocp.parents import in_the_way
 from aiocp.place import Place
 from aiocp.plan import Plan
+from aiocp.result import CopyResult
 
 if TYPE_CHECKING:
     from aiocp.progress import Progress
-    from aiocp.tree_copier import TreeResult
+    from aiocp.result import TreeResult
 
 
 class _At(NamedTuple):

@@ -6,17 +6,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 from aiocp import copier, tree_copier
-from aiocp.context import Context, Contexts, release
-from aiocp.copier import (
+from aiocp.asked import (
     DEFAULT_BLOCK_SIZE,
     DEFAULT_DEPTH,
-    CopyResult,
     Link,
     Progress,
     StrPath,
     check_block_size,
     check_depth,
 )
+from aiocp.context import Context, Contexts, release
 from aiocp.direct import Direct
 from aiocp.errors import Cancel
 from aiocp.extents import Sparse
@@ -24,9 +23,9 @@ from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.plan import Plan
 from aiocp.reflink import Reflink
+from aiocp.result import CopyResult, TreeResult
 from aiocp.selection import Test
 from aiocp.slots import Slots
-from aiocp.tree_copier import TreeResult
 from aiocp.tree_options import Replace
 
 if TYPE_CHECKING:

@@ -13,19 +13,20 @@ from errno import EEXIST, EISDIR, ENOTDIR, ESTALE
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from aiocp.asked import Link
 from aiocp.backup import NUMBERED, Backups, Replaced
-from aiocp.copier import CopyResult, Link, copy_file
+from aiocp.copier import copy_file
 from aiocp.errors import fail, operation, same_file
 from aiocp.existing import Relation, relation
 from aiocp.hard_links import Copied, HardLinks, identity
 from aiocp.linux import File
 from aiocp.outcome import Outcome, kind_of
 from aiocp.quoting import quoted
+from aiocp.result import CopyResult, TreeResult
 
 if TYPE_CHECKING:
     from aiocp.plan import Plan
     from aiocp.progress import Progress
-    from aiocp.tree_copier import TreeResult
 
 Status = os.stat_result
 
@@ -91,7 +92,7 @@ class Operands:
 
     def copy(
         self, source: str, destination: str, progress: "Progress"
-    ) -> "CopyResult | TreeResult | None":
+    ) -> CopyResult | TreeResult | None:
         """Copy one, and update `progress`; None where there is nothing to tell.
 
         Raises OSError, with both file names, for what was not copied; what is below a directory
@@ -120,7 +121,7 @@ class Operands:
 
     def _copy(
         self, source: str, destination: str, progress: "Progress"
-    ) -> "CopyResult | TreeResult | None":
+    ) -> CopyResult | TreeResult | None:
         with operation("open source"):
             seen = os.stat(os.fsencode(source), follow_symlinks=self.how.follow != "none")
         if stat.S_ISDIR(seen.st_mode):
@@ -129,7 +130,7 @@ class Operands:
 
     def _directory(
         self, source: str, destination: str, seen: Status, progress: "Progress"
-    ) -> "TreeResult | None":
+    ) -> TreeResult | None:
         how = self.how
         if not how.recursive:
             raise OSError(EISDIR, "omitting directory, as -r is not given")

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from aiocp import arguments
+from aiocp.asked import which_pace
 from aiocp.backup import METHODS, NONE, SUFFIX, Backups
-from aiocp.copier import which_pace
 from aiocp.metadata import WHERE_POSSIBLE
 from aiocp.operands import How
 from aiocp.options import Options, UsageError

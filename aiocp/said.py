@@ -5,17 +5,16 @@ import sys
 from enum import IntEnum
 from typing import TYPE_CHECKING, TextIO
 
-from aiocp.copier import CopyResult
 from aiocp.errors import VerificationFailed
 from aiocp.options import Options
 from aiocp.outcome import Outcome
 from aiocp.progress import Progress
 from aiocp.quoting import quoted
+from aiocp.result import CopyResult, TreeResult
 from aiocp.summary import Tally
 
 if TYPE_CHECKING:
     from aiocp.receipt import Receipt
-    from aiocp.tree_copier import TreeResult
 
 
 class Exit(IntEnum):
@@ -107,7 +106,7 @@ class Said:
         how = f": {entry.method}" if self._debug else ""
         self._print(f"{source} -> {destination}{backup}{how}", self._out)
 
-    def result(self, result: "CopyResult | TreeResult") -> None:
+    def result(self, result: CopyResult | TreeResult) -> None:
         """What an operand was as a whole."""
         self._tally.result(result)
         if self._debug and isinstance(result, CopyResult):

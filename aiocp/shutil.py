@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from errno import EEXIST, EISDIR
 from typing import Any, TypeVar
 
-from aiocp.copier import StrPath, copy_file
+from aiocp.asked import StrPath
+from aiocp.copier import copy_file
 from aiocp.metadata import DEFAULT_MODE, WHERE_POSSIBLE
 from aiocp.transfer import sync_parent
 from aiocp.tree_copier import copy_tree

@@ -2,13 +2,10 @@
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from aiocp.copier import CopyResult
 from aiocp.outcome import Outcome
-
-if TYPE_CHECKING:
-    from aiocp.tree_copier import TreeResult
+from aiocp.result import CopyResult, TreeResult
 
 _KINDS = {"file": "files", "directory": "directories", "link": "links", "special": "specials"}
 _SINGLE = {"directories": "directory", "specials": "special file"}
@@ -94,7 +91,7 @@ class Tally:
         """Add what was not copied."""
         self._counts["errors"] += 1
 
-    def result(self, result: "CopyResult | TreeResult") -> None:
+    def result(self, result: CopyResult | TreeResult) -> None:
         """Add what is known of an operand as a whole."""
         self._counts["holes"] += result.holes
         self._most = max(self._most, (result.peak_in_flight, result.depth))

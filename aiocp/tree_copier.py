@@ -8,10 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from aiocp import metadata
-from aiocp.backup import NONE, SUFFIX, check_backup
-from aiocp.budget import Budget, budget
-from aiocp.context import Context, Contexts
-from aiocp.copier import (
+from aiocp.asked import (
     Link,
     Progress,
     StrPath,
@@ -25,6 +22,9 @@ from aiocp.copier import (
     which_pace,
     which_reflink,
 )
+from aiocp.backup import NONE, SUFFIX, check_backup
+from aiocp.budget import Budget, budget
+from aiocp.context import Context, Contexts
 from aiocp.errors import Cancel
 from aiocp.extents import Sparse
 from aiocp.hard_links import HardLinks
@@ -32,6 +32,7 @@ from aiocp.outcome import Outcome
 from aiocp.plan import Plan
 from aiocp.priority import lowered
 from aiocp.reflink import Reflink
+from aiocp.result import TreeResult
 from aiocp.selection import Selection, Test, select
 from aiocp.stage import Stage
 from aiocp.tree_copy import Reap, TreeCopy, Wait
@@ -45,34 +46,6 @@ if TYPE_CHECKING:
 # on ext4, cold, took 0.88 s at 256 x 256K, 0.90 at 128 x 256K, 1.0 at 64 x 256K and at 64 x 1M
 TREE_DEPTH = 256
 TREE_BLOCK_SIZE = 256 << 10
-
-
-class TreeResult(NamedTuple):
-    """What was copied: counts, `bytes` of file contents, and `errors`, empty if all went well.
-
-    `reflinked` files share the blocks of their sources; `holes` are bytes that were not written
-    because the copies have holes there. Each error is an OSError with errno and both file names.
-    `elapsed` is in seconds. `synced` tells that everything copied is on the disk, `syncs` how often
-    the whole file system was synced for that, in place of single files: on ext4, XFS and Btrfs,
-    where it is faster, and for hard links.
-    """
-
-    source: str
-    destination: str
-    files: int
-    directories: int
-    links: int
-    specials: int
-    bytes: int
-    holes: int
-    reflinked: int
-    errors: tuple[OSError, ...]
-    depth: int
-    peak_in_flight: int
-    synced: bool
-    verified: bool
-    syncs: int
-    elapsed: float
 
 
 def copy_tree(

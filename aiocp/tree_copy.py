@@ -21,14 +21,15 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from aiocp.asked import Progress, paced_block_size
 from aiocp.backup import Backups, Replaced
 from aiocp.batch import Batch, SmallFile
 from aiocp.budget import AHEAD, Budget
 from aiocp.context import Context
-from aiocp.copier import Progress, paced_block_size, rung
 from aiocp.count import Count
 from aiocp.engine import Completion, Engine, Sync, Transfer
 from aiocp.errors import Cancel, fail, look, operation
+from aiocp.file_copier import rung
 from aiocp.hard_links import HardLinks, Identity, identity
 from aiocp.linux import File, dirty_bytes, has_syncfs
 from aiocp.nodes import link_node

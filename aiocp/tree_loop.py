@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 from aiocp.budget import room
 from aiocp.context import Context
 from aiocp.priority import lowered
-from aiocp.tree_copier import TreeCopier, TreeResult
+from aiocp.result import TreeResult
+from aiocp.tree_copier import TreeCopier
 from aiocp.tree_copy import Wait
 
 _trees: WeakKeyDictionary[asyncio.AbstractEventLoop, dict["asyncio.Future[None]", int]]

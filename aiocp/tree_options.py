@@ -5,8 +5,8 @@ import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
+from aiocp.asked import Link
 from aiocp.backup import NONE
-from aiocp.copier import Link
 from aiocp.engine import Sync
 from aiocp.extents import Sparse
 from aiocp.reflink import Reflink

@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 
-from aiocp.copier import Progress
+from aiocp.asked import Progress
 from aiocp.count import Count
 
 
