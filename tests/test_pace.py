@@ -337,7 +337,7 @@ def test_threads_share_a_pace(tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
 
-    assert 1 <= took(copy_all)
+    assert 1 - 1 / 8 <= took(copy_all)  # time that was not used before may be made up for
     assert all((tmp_path / str(number)).read_bytes() == CONTENT for number in range(4))
 
 
