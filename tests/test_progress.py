@@ -37,6 +37,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
+            process_group=0,  # else the kernel may leave out SIGTSTP, as there is no shell to go on
         )
         os.close(theirs)
         self.written = b""
