@@ -97,6 +97,13 @@ class Target:
         self.file = file
         return file
 
+    def look(self, name: bytes, *, follow: bool) -> os.stat_result | None:
+        """The stat of what has a name there, None if nothing has it."""
+        try:
+            return os.stat(name, dir_fd=self.fd(), follow_symlinks=follow)
+        except FileNotFoundError:
+            return None
+
     def park_above(self) -> None:
         """Park the directory that is too far up to be needed soon."""
         above: Target | None = self

@@ -342,17 +342,18 @@ class TreeCopier(NamedTuple):
     def result(self, copy: TreeCopy, context: Context, begun: float) -> TreeResult:
         """What a copy comes to. Raises ExceptionGroup if there are errors that nobody was told."""
         source, destination = map(os.fsdecode, self.names)
+        outcomes = copy.outcomes
         result = TreeResult(
             source,
             destination,
-            files=copy.files,
-            directories=copy.directories,
-            links=copy.links,
-            specials=copy.specials,
-            bytes=copy.bytes,
-            holes=copy.holes,
-            reflinked=copy.reflinked,
-            errors=tuple(copy.errors),
+            files=outcomes.files,
+            directories=outcomes.directories,
+            links=outcomes.links,
+            specials=outcomes.specials,
+            bytes=outcomes.bytes,
+            holes=outcomes.holes,
+            reflinked=outcomes.reflinked,
+            errors=tuple(outcomes.errors),
             depth=context.depth,
             peak_in_flight=context.peak_in_flight,
             synced=self.how.sync,
@@ -360,8 +361,8 @@ class TreeCopier(NamedTuple):
             syncs=copy.syncs,
             elapsed=perf_counter() - begun,
         )
-        if copy.errors and self.on_error is None:
-            group = ExceptionGroup(f"{len(copy.errors)} not copied", copy.errors)
+        if outcomes.errors and self.on_error is None:
+            group = ExceptionGroup(f"{len(outcomes.errors)} not copied", outcomes.errors)
             group.result = result  # type: ignore[attr-defined]
             raise group
         return result

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aiocp import copy_tree, tree_copy
+from aiocp import copy_tree, tree_files
 from aiocp.linux import File
 from aiocp.place import Place
 from crash import disk
@@ -252,7 +252,7 @@ def test_a_power_cut_after_the_return(
 ) -> None:
     """What was replaced on another disk is there; it would not be without the directory's sync."""
     if not synced:
-        monkeypatch.setattr(tree_copy, "sync_directory", lambda *_: None)
+        monkeypatch.setattr(tree_files, "sync_directory", lambda *_: None)
     with disk(fstype, "shutdown") as target:
         victim = target.mount_point / "victim"
         victim.write_bytes(OLD)

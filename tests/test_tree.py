@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aiocp import Cancelled, budget, copy_file, copy_tree, placing, tree_copy
+from aiocp import Cancelled, budget, copy_file, copy_tree, placing, tree_targets
 from aiocp.destination import Destination
 from aiocp.linux import File, sync_filesystem, temporary_name
 from aiocp.outcome import Outcome
@@ -217,7 +217,7 @@ def test_on_btrfs_files_are_synced_together(
 
     monkeypatch.setattr(placing, "sync_filesystem", sync)
     monkeypatch.setattr(budget, "_TOGETHER", 512)
-    monkeypatch.setattr(tree_copy, "dirty_bytes", lambda: 0)  # whatever else is on this machine
+    monkeypatch.setattr(tree_targets, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     result = copy_tree(source, copy)
     assert found[0] == 0
     assert found == sorted(found)
@@ -234,7 +234,7 @@ def test_what_others_have_not_written_is_not_waited_for(
     """Where that is much, each file is synced by itself; on tmpfs always, it has nothing else."""
     (filesystem / "source").mkdir()
     (filesystem / "source" / "file").write_bytes(b"file")
-    monkeypatch.setattr(tree_copy, "dirty_bytes", lambda: dirty)
+    monkeypatch.setattr(tree_targets, "dirty_bytes", lambda: dirty)
     result = copy_tree(filesystem / "source", filesystem / "copy")
     kind = subprocess.check_output(["stat", "-f", "-c", "%T", filesystem], text=True).strip()
     assert (result.syncs > 0) == (not dirty and kind != "tmpfs")
@@ -258,7 +258,7 @@ def test_a_failed_sync_of_the_file_system(
 
     monkeypatch.setattr(placing, "sync_filesystem", sync)
     monkeypatch.setattr(budget, "_TOGETHER", 512)
-    monkeypatch.setattr(tree_copy, "dirty_bytes", lambda: 0)  # whatever else is on this machine
+    monkeypatch.setattr(tree_targets, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     before = len(os.listdir("/proc/self/fd"))
     errors = group_of(lambda: copy_tree(source, copy))
     assert before == len(os.listdir("/proc/self/fd"))

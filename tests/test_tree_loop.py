@@ -20,7 +20,7 @@ import pytest
 
 import aiocp
 import tree_crash
-from aiocp import aio, context, placing, tree_copy, tree_loop
+from aiocp import aio, context, placing, tree_loop, tree_targets
 from aiocp.slots import Slots
 from test_leaks import contexts, descriptors
 from trees import KIB, differences, everything, snapshot
@@ -384,7 +384,7 @@ def test_a_sync_that_fails_gives_no_names(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(placing, "sync_filesystem", fail)
-    monkeypatch.setattr(tree_copy, "dirty_bytes", lambda: 0)  # whatever else is on this machine
+    monkeypatch.setattr(tree_targets, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     with pytest.raises(ExceptionGroup) as group:
         asyncio.run(aio.copy_tree(source, tmp_path / "copy", reflink="never"))
     errors = [error for error in group.value.exceptions if isinstance(error, OSError)]
