@@ -102,7 +102,12 @@ class Verification(Reads):
             self._file, self.alignment = reopen(destination.fd, block_size)
         self.read_fd = fd = self._file.fileno()
         self._regular = destination.regular
-        there = os.fstat(fd).st_size if self._regular else size
+        try:
+            with operation("verify: look"):
+                there = os.fstat(fd).st_size if self._regular else size
+        except OSError:
+            self.close()
+            raise
         if there != size:
             self.close()
             raise _mismatch(f"it has {there} bytes, not {size}")

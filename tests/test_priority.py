@@ -94,7 +94,7 @@ def strace(options: list[str], *arguments: str | Path) -> tuple[str, str]:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         unavailable("strace is not installed")
-    assert (0, "") == (done.returncode, done.stderr)
+    assert done.returncode == 0, done.stderr
     trace = log.read_text()
     log.unlink()
     return done.stdout, trace

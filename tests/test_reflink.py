@@ -525,8 +525,8 @@ def test_it_says_how(directory: Path) -> None:
     done = subprocess.run(
         [*AIOCP, "--debug", "f", "new"], cwd=directory, capture_output=True, text=True, check=True
     )
-    assert ", reflink, " in done.stdout
-    assert 2 == len(done.stdout.splitlines())
+    assert done.stdout == "'f' -> 'new': reflink\n"
+    assert "\naiocp: 1 reflink; " in done.stderr
 
 
 def test_a_clone_sets_up_no_context(directory: Path, tmp_path: Path) -> None:
