@@ -1,5 +1,6 @@
 """The `aiocp` command, and python -m aiocp."""
 
+import gc
 import signal
 from typing import NoReturn
 
@@ -12,8 +13,11 @@ def main() -> NoReturn:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    gc.disable()  # to look for garbage in what is only loaded takes 2 of 36 ms
     from aiocp import cli
 
+    gc.freeze()
+    gc.enable()
     cli.main()
 
 
