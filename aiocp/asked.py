@@ -4,12 +4,10 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from aiocp.context import MAX_DEPTH
-from aiocp.extents import Sparse
-from aiocp.reflink import Reflink
-
 if TYPE_CHECKING:
+    from aiocp.extents import Sparse
     from aiocp.pace import Pace
+    from aiocp.reflink import Reflink
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Link = Literal["hard", "symbolic"]
@@ -22,6 +20,7 @@ Progress = Callable[[int, int], object]
 # disk; with 5 ms of latency it grows with the depth up to 64 and beyond.
 DEFAULT_DEPTH = 64
 DEFAULT_BLOCK_SIZE = 1 << 20
+MAX_DEPTH = 65_536
 BLOCK_SIZE_UNIT = 4096
 MAX_BLOCK_SIZE = 1 << 30
 
@@ -106,7 +105,7 @@ def check_when(name: str, when: str) -> None:
         raise ValueError(f"{name} must be 'auto', 'always' or 'never', not {when!r}")
 
 
-def which_reflink(reflink: Reflink, sparse: Sparse) -> Reflink:
+def which_reflink(reflink: "Reflink", sparse: "Sparse") -> "Reflink":
     """When to clone: not where holes are asked for that the source may not have, or none.
 
     Raises ValueError unless both are what they can be, together.

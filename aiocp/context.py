@@ -15,8 +15,6 @@ from typing import Protocol, Self
 from aiocp.errors import operation
 from aiocp.slots import Slots
 
-MAX_DEPTH = 65_536
-
 # what io_setup and io_submit answer where there is no AIO to be had
 _REFUSALS = (ENOSYS, EPERM, EOPNOTSUPP, EAGAIN, ENOMEM)
 

@@ -9,8 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple
 
 from aiocp import arguments
-from aiocp.asked import DEFAULT_BLOCK_SIZE, DEFAULT_DEPTH, check_block_size, check_depth
-from aiocp.context import MAX_DEPTH
+from aiocp.asked import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_DEPTH,
+    MAX_DEPTH,
+    check_block_size,
+    check_depth,
+)
 
 HOW = ("auto", "always", "never")
 

@@ -2,10 +2,10 @@
 
 import signal
 import sys
-from enum import IntEnum
 from typing import TYPE_CHECKING, TextIO
 
 from aiocp.errors import VerificationFailed
+from aiocp.exit_status import Exit
 from aiocp.options import Options
 from aiocp.outcome import Outcome
 from aiocp.progress import Progress
@@ -15,18 +15,6 @@ from aiocp.summary import Tally
 
 if TYPE_CHECKING:
     from aiocp.receipt import Receipt
-
-
-class Exit(IntEnum):
-    """Exit statuses; a copy stopped by a signal ends with 128 + its number, as in a shell."""
-
-    DONE = 0
-    NOT_COPIED = 1
-    USAGE = 2
-    DIFFERS = 3
-    HUNG_UP = 128 + signal.SIGHUP
-    INTERRUPTED = 128 + signal.SIGINT
-    TERMINATED = 128 + signal.SIGTERM
 
 
 class Said:

@@ -263,7 +263,7 @@ def serve(copies: Sequence[Copy]) -> None:
     """
     import aiocp.receipt
     import aiocp.verify  # noqa: F401 - what is loaded late would be counted
-    from aiocp import checksum, cli
+    from aiocp import checksum, cli, command  # noqa: F401
 
     checksum.load("sha256")
     with contextlib.redirect_stderr(io.StringIO()):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 # what the command loads when it is needed, which an ordinary user may not be able to
-from aiocp import cli, dry_run, dry_tree, link, parents, tree_copier  # noqa: F401
+from aiocp import cli, command, dry_run, dry_tree, link, parents, tree_copier  # noqa: F401
 
 TIMEOUT = 60  # seconds
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from aiocp.exit_status import Exit
 from aiocp.options import parse_size
-from aiocp.said import Exit
 
 MIB = 1 << 20
 COMMAND = [sys.executable, "-m", "aiocp"]

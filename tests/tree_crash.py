@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import aiocp.tree_copier  # noqa: F401 - not to be loaded by each copy
-from aiocp import cli
+from aiocp import cli, command  # noqa: F401 - before any power is cut
 from crash import WAYS, Tally, disk
 from faults import write_errors_to
 from filesystems import clean_up, mounted, scratch_directory

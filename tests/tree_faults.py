@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import aiocp.tree_copier  # noqa: F401 - what is loaded late would be counted
-from aiocp import cli
+from aiocp import cli, command  # noqa: F401 - what the command loads late
 from faults import Copy, Outcome, run_traced
 from test_faults import NAMES
 from trees import KIB, Facts, complaints, facts, flaws
