@@ -24,7 +24,7 @@ from crash import WAYS, disk
 from filesystems import clean_up, mounted, scratch_directory
 
 KIB, MIB = 1 << 10, 1 << 20
-SIZE = 24 * MIB + 777
+SIZE = 12 * MIB + 777
 LEFT = {".copy.aiocp-partial", ".copy.aiocp-journal"}
 
 
@@ -122,7 +122,7 @@ def _until_done(
         pid = start(source, destination, direct, lying)
         if rng.random() < 0.7:
             _wait_for_journal(destination.parent, pid)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.15))
         status = cut(pid)
         tally.cuts += 1
         done = status == 0
