@@ -261,6 +261,7 @@ def serve(copies: Sequence[Copy]) -> None:
 
     From the moment strace counts, this makes no call that strace makes fail.
     """
+    import aiocp.partial
     import aiocp.receipt
     import aiocp.verify  # noqa: F401 - what is loaded late would be counted
     from aiocp import checksum, cli, command  # noqa: F401
@@ -312,6 +313,7 @@ def as_nobody(action: Callable[[], object]) -> bool:
 
 def _run(copy: Copy, go: Callable[[], object]) -> int:
     """The command, without the interpreter's start and end, when `go` returns; its exit status."""
+    import aiocp.partial
     from aiocp import cli
 
     try:
@@ -319,6 +321,8 @@ def _run(copy: Copy, go: Callable[[], object]) -> int:
         for each in copy.refused:
             if each == "O_TMPFILE":
                 refuse_tmpfile()
+            elif each == "patience":  # what can be resumed is marked all the time
+                aiocp.partial.EVERY_BYTES = 0
             else:
                 refuse(each, ENOSYS)
         if copy.uid:

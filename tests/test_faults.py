@@ -24,6 +24,9 @@ from typing import NamedTuple
 import pytest
 
 import faults
+from aiocp import copy_file
+from aiocp.journal import Journal, Record
+from aiocp.linux import File
 from faults import Call, Copy, Outcome
 
 KIB = 1 << 10
@@ -57,6 +60,8 @@ FAULTS = {
     "clone": ["EAGAIN", "ENOMEM"],
     "link": ["EEXIST", "EIO", "ENOSPC", "EPERM"],
     "rename": ["EIO", "ENOSPC", "EINVAL", "ENOSYS"],
+    "unlink": ["EIO", "EPERM"],
+    "flock": ["EAGAIN", "EIO"],
 }
 
 # the names that a call has on one architecture or C library and not on the other
@@ -74,6 +79,7 @@ NAMES = {
     "clone": ["clone", "clone3"],
     "link": ["linkat"],
     "rename": ["rename", "renameat", "renameat2"],
+    "unlink": ["unlink", "unlinkat"],
 }
 ERRORS = {name: errors for call, errors in FAULTS.items() for name in NAMES.get(call, [call])}
 
@@ -118,6 +124,7 @@ class Case:
     backup: bool = False  # to be made, with a link or, where there is none to be had, without
     verify: bool = False
     checksum: bool = False  # to be written into a file
+    resume: bool = False  # what an earlier copy has begun, and leave what can be gone on with
 
     def __str__(self) -> str:
         return self.name
@@ -150,6 +157,7 @@ CASES = [
     Case("with a backup", ALWAYS | AIO | {"clone", "link", "rename"}, OLD, backup=True),
     Case("verified", ALWAYS | AIO | {"link"}, verify=True),
     Case("with a checksum", ALWAYS | AIO | {"link"}, checksum=True),
+    Case("resumed", ALWAYS | AIO | {"rename", "unlink", "flock"}, OLD, ("patience",), resume=True),
     Case("small", PLAIN | {"link"}, new=NEW[:100_001]),
     Case("small, without O_TMPFILE", PLAIN | {"rename"}, refused=("O_TMPFILE",), new=NEW[:100_001]),
     Case("small, replaced", PLAIN | {"chown", "clone", "link", "rename"}, OLD, new=NEW[:100_001]),
@@ -223,6 +231,8 @@ def test_every_call_every_fault(case: Case, directory: Path) -> None:
 def command(case: Case, source: Path, to: Path) -> Copy:
     """The command for a case, in a directory that is made for it."""
     case.prepare(to)
+    if case.resume:
+        begin(source, to)
     options = [
         "--depth=4",
         "--block-size=64K",
@@ -230,6 +240,7 @@ def command(case: Case, source: Path, to: Path) -> Copy:
         str(to / "copy"),
         *["-b"] * case.backup,
         *["--verify"] * case.verify,
+        *["--resume"] * case.resume,
         *[f"--checksum=sha256={to}/sums"] * case.checksum,
     ]
     return Copy(options, f"{to}.stderr", case.refused, case.uid)
@@ -245,7 +256,10 @@ def complaints(case: Case, source: Path, directory: Path, faulty: Round) -> Iter
     for to, call, outcome in zip(places, faulty.calls, outcomes, strict=True):
         fault = f"{faulty.errors[call.name]}{' for ever' * faulty.for_ever} at {call}"
         # how often io_submit and io_getevents are called, and malloc's mmap, is not always the same
-        if not (outcome.injected or call.name.startswith(("io_", "mmap"))):
+        varies = call.name.startswith(("io_", "mmap"))
+        # nor can the thread that writes the journal be told from others
+        varies = varies or (case.resume and (call.by_child or call.name in NAMES["clone"]))
+        if not (outcome.injected or varies):
             yield f"{fault}: it was not met"
         met = ours(call.name, outcome.injected)
         fatal = (call.name, faulty.errors[call.name]) in FATAL
@@ -253,6 +267,8 @@ def complaints(case: Case, source: Path, directory: Path, faulty: Round) -> Iter
             fatal = False
         if case.backup and call.name in NAMES["link"]:
             fatal = call.by_child  # without a link the backup is renamed
+        if case.resume:  # the copy can do without what is kept of it on its way
+            fatal = False
         if met and outcome.status == 0 and fatal:
             yield f"{fault}: the status is 0"
         yield from (f"{fault}: {wrong}; {outcome}" for wrong in judge(case, to, outcome))
@@ -274,6 +290,9 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
     if case.checksum:
         yield from judge_sums(case, directory, outcome)
         names.add("sums")
+    if case.resume:
+        yield from judge_kept(case, directory, outcome)
+        return
     there = sorted(os.listdir(directory))
     copy = directory / "copy"
     found = copy.read_bytes() if copy.exists() else None
@@ -307,6 +326,46 @@ def judge(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
         yield "neither status 0 nor 1"
     if not set(there) <= names:
         yield f"left behind: {there}"
+
+
+def begin(source: Path, directory: Path) -> None:
+    """Have what a copy has left that was killed after 128 KiB."""
+    seen = source.stat()
+    partial = directory / ".copy.aiocp-partial"
+    partial.write_bytes(source.read_bytes()[: 128 * KIB])
+    partial.chmod(0o600)
+    os.truncate(partial, seen.st_size)
+    times = seen.st_mtime_ns, seen.st_ctime_ns
+    inode = partial.stat().st_ino
+    with File.open(os.fsencode(directory), os.O_RDONLY) as opened:
+        record = Record(seen.st_ino, seen.st_size, *times, inode, 64 * KIB, 128 * KIB)
+        Journal(opened, b".copy.aiocp-journal").write(record)
+
+
+def judge_kept(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
+    """What is wrong with what a copy has left that can be resumed: it says what it is, and another
+    one makes it whole."""
+    copy = directory / "copy"
+    found = copy.read_bytes()
+    if outcome.status == 0:
+        if found != case.new:
+            yield "status 0 without the new bytes"
+        words = r"(nothing was kept meanwhile: .+|begun anew, as what was begun is not whole)"
+        lines = rf"(aiocp: warning: '{copy}': resume: {words}\n)*"
+    else:
+        if outcome.status != 1:
+            yield "neither status 0 nor 1"
+        if found != (case.new if "copied, but" in outcome.stderr else case.old):
+            yield "status 1 with other bytes"
+        lines = r"aiocp: cannot copy '[^']+' to '[^']+': [a-z][^:]+: .+\n"
+    if not re.fullmatch(lines, outcome.stderr):
+        yield "the message is not one line with files, operation and reason"
+    if outcome.status == 1 and "copied, but" not in outcome.stderr:
+        copy_file(directory.parent.parent / "source", copy, resume=True)
+        if copy.read_bytes() != case.new:
+            yield "resumed to other bytes"
+    if os.listdir(directory) != ["copy"] and "remove journal" not in outcome.stderr:
+        yield f"left behind: {os.listdir(directory)}"
 
 
 def judge_sums(case: Case, directory: Path, outcome: Outcome) -> Iterator[str]:
