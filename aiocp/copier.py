@@ -21,9 +21,7 @@ from aiocp.asked import (
     which_reflink,
 )
 from aiocp.backup import NONE, SUFFIX, check_backup
-from aiocp.errors import (
-    Cancel,
-)
+from aiocp.errors import Cancel
 from aiocp.extents import Sparse
 from aiocp.file_copier import FileCopier
 from aiocp.metadata import attributes

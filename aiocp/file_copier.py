@@ -10,7 +10,6 @@ import stat
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from errno import EINVAL, EISDIR
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -39,6 +38,7 @@ from aiocp.source import SMALL, Source
 from aiocp.transfer import (
     DirectorySync,
     FileTransfer,
+    resumable,
     sync_before_name,
     sync_directory,
     what_stopped,
@@ -374,10 +374,7 @@ class FileCopier(NamedTuple):
         """What is to be gone on with, if anything."""
         if not self.resume or self.attributes_only or source.small:
             return None
-        from aiocp.partial import Partial
-
-        sync = partial(sync_directory, place.directory, place.readable)
-        return Partial(place.directory, place.name, source, self.block_size, sync)
+        return resumable(source, place.directory, place.name, self.block_size, place.readable)
 
     def _is_small(self, source: Source) -> bool:
         return self.direct == "auto" and source.small

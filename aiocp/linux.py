@@ -196,8 +196,12 @@ def replace_node(
 
 
 def temporary_name(name: bytes) -> bytes:
-    """A hidden name that says whose it is; NAME_MAX is 255 bytes."""
-    suffix = b".aiocp-" + os.urandom(8).hex().encode()
+    """A hidden name that says whose it is, and that nothing else has."""
+    return hidden_name(name, b".aiocp-" + os.urandom(8).hex().encode())
+
+
+def hidden_name(name: bytes, suffix: bytes) -> bytes:
+    """A hidden name that goes with a name, of which it is cut to 255 bytes, which is NAME_MAX."""
     return b"." + name[: 255 - 1 - len(suffix)] + suffix
 
 

@@ -27,15 +27,13 @@ from aiocp.errors import (
     operation,
 )
 from aiocp.journal import Journal, Record, is_of, remove
-from aiocp.linux import File
+from aiocp.linux import File, hidden_name
 from aiocp.source import Source
 from aiocp.stage import Stage
 
 # What may have to be copied again: as much as this, or what was copied in that time if it is less
 EVERY_BYTES = 256 << 20
 EVERY_SECONDS = 5.0
-
-_NAME_MAX = 255
 
 
 class Partial:
@@ -57,7 +55,7 @@ class Partial:
 
         Raises OSError EINVAL for a source of which one cannot tell whether it changed.
         """
-        if source.size is None or not stat.S_ISREG(source.stat.st_mode):
+        if not source.tells_changes:
             raise fail(EINVAL, "resume: only files tell whether they changed")
         self.resumed = 0
         self._anew = ""  # why what an earlier copy has left is of no use
@@ -229,12 +227,12 @@ def is_finished(seen: os.stat_result, existing: os.stat_result) -> bool:
 
 
 def _beside(name: bytes, what: bytes) -> bytes:
-    """A hidden name that goes with a name; NAME_MAX is 255 bytes."""
-    hidden = b".%b.aiocp-%b" % (name, what)
-    if len(hidden) <= _NAME_MAX:
+    """A hidden name that goes with a name, and with no other that is as long."""
+    suffix = b".aiocp-" + what
+    hidden = hidden_name(name, suffix)
+    if hidden == b"." + name + suffix:
         return hidden
-    tail = b"-%08x.aiocp-%b" % (zlib.crc32(name), what)
-    return b"." + name[: _NAME_MAX - 1 - len(tail)] + tail
+    return hidden_name(name, b"-%08x" % zlib.crc32(name) + suffix)
 
 
 def _open(name: bytes, directory: int) -> File | None:

@@ -74,6 +74,11 @@ class Source:
             return os.lseek(self.fd, 0, os.SEEK_END)
         return self.stat.st_size or None if stat.S_ISREG(self.stat.st_mode) else None
 
+    @property
+    def tells_changes(self) -> bool:
+        """Whether its times and size tell if it has changed: those of a file do."""
+        return stat.S_ISREG(self.stat.st_mode) and self.size is not None
+
     def open_cache(self) -> int:
         """A descriptor for what of the source is in memory, closed with it; -1 for nothing."""
         self._cache = PageCache.of(self.fd, self.size or 0)
@@ -92,7 +97,7 @@ class Source:
             now, then = os.fstat(self.file.fileno()), self.stat
         except OSError as error:
             raise fail(error.errno or ESTALE, "look at source") from error
-        if not stat.S_ISREG(then.st_mode) or self.size is None:
+        if not self.tells_changes:
             return
         if now.st_size < then.st_size:
             raise shrank()

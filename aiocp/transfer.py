@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from errno import EINVAL, EIO, EROFS
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiocp import direct, engine, extents, reflink, stream
@@ -266,6 +267,17 @@ def sync_parent(path: bytes, fd: int | None = None) -> None:
         directory, readable = open_directory(os.path.dirname(path))
         with directory:
             sync_directory(directory, readable, fd)
+
+
+def resumable(
+    source: Source, directory: File, name: bytes, block_size: int, readable: bool
+) -> "Partial":
+    """A copy, to be called `name` in `directory`, which can be gone on with. Raises OSError EINVAL
+    for a source of which one cannot tell whether it changed."""
+    from aiocp.partial import Partial
+
+    sync = partial(sync_directory, directory, readable)
+    return Partial(directory, name, source, block_size, sync)
 
 
 def what_stopped(transfer: engine.Transfer) -> OSError:

@@ -4,7 +4,6 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from aiocp.destination import Destination
@@ -15,7 +14,7 @@ from aiocp.linux import File
 from aiocp.place import Place
 from aiocp.source import SMALL, Source
 from aiocp.target import Target
-from aiocp.transfer import FileTransfer, sync_before_name, sync_directory
+from aiocp.transfer import FileTransfer, resumable, sync_before_name
 from aiocp.tree_options import TreeOptions
 
 if TYPE_CHECKING:
@@ -175,13 +174,9 @@ def _unfinished(
     how: TreeOptions, source: Source, directory: File, name: bytes, readable: bool
 ) -> "Partial | None":
     """What is to be gone on with, of a file that tells whether it changed."""
-    regular = stat.S_ISREG(source.stat.st_mode) and source.size is not None
-    if not how.resume or how.attributes_only or source.small or not regular:
+    if not how.resume or how.attributes_only or source.small or not source.tells_changes:
         return None
-    from aiocp.partial import Partial
-
-    sync = partial(sync_directory, directory, readable)
-    return Partial(directory, name, source, how.block_size, sync)
+    return resumable(source, directory, name, how.block_size, readable)
 
 
 def _behind_link(how: TreeOptions, target: Target, name: bytes) -> tuple[Place | None, bool]:
