@@ -11,10 +11,10 @@ from aiocp.outcome import Outcome
 from aiocp.progress import Progress
 from aiocp.quoting import quoted
 from aiocp.result import CopyResult, TreeResult
-from aiocp.summary import Tally
 
 if TYPE_CHECKING:
     from aiocp.receipt import Receipt
+    from aiocp.summary import Tally
 
 
 class Said:
@@ -36,8 +36,12 @@ class Said:
             options.checksum and not (options.checksum.file or options.as_json)
         )
         self._out = sys.stderr if options.as_json or self._prints_checksums else sys.stdout
-        copies = not options.dry_run
-        self._tally = Tally(sync=options.sync and copies, verify=options.verify and copies)
+        self._tally: Tally | None = None  # for a summary
+        if self._verbose or self._json:
+            from aiocp import summary
+
+            real = not options.dry_run
+            self._tally = summary.Tally(sync=options.sync and real, verify=options.verify and real)
         self._unwritten: OSError | None = None
         self._signal: str | None = None
         if options.as_json:
@@ -62,7 +66,8 @@ class Said:
         self._complain(f"cannot copy {names}: {error.strerror}")
         differs = isinstance(error, VerificationFailed)
         self.status = max(self.status, Exit.DIFFERS if differs else Exit.NOT_COPIED)
-        self._tally.error()
+        if self._tally is not None:
+            self._tally.error()
         if self._json:
             self._print(self._objects.of_error(error), sys.stdout)
 
@@ -73,7 +78,8 @@ class Said:
 
     def entry(self, entry: Outcome | CopyResult) -> None:
         """What cp -v says of a file, and with --debug how it was copied; its checksum."""
-        self._tally.entry(entry)
+        if self._tally is not None:
+            self._tally.entry(entry)
         if entry.checksum is not None:
             self._checksum(entry.checksum, entry.destination)
         if self._json:
@@ -96,7 +102,8 @@ class Said:
 
     def result(self, result: CopyResult | TreeResult) -> None:
         """What an operand was as a whole."""
-        self._tally.result(result)
+        if self._tally is not None:
+            self._tally.result(result)
         if self._debug and isinstance(result, CopyResult):
             for note in result.notes:
                 self._print(f"  {note}", self._out)
@@ -108,8 +115,8 @@ class Said:
         """
         if self.receipt is not None and self._signal is None:
             self._commit(self.receipt, sync)
-        if self._verbose or self._json:
-            self._sum_up()
+        if self._tally is not None:
+            self._sum_up(self._tally)
         if self._unwritten is not None:
             raise self._unwritten
 
@@ -123,8 +130,8 @@ class Said:
             self._complain(f"cannot write {quoted(receipt.path)}: {error.strerror}")
             self.status = max(self.status, Exit.NOT_COPIED)
 
-    def _sum_up(self) -> None:
-        summary = self._tally.summary(self.status, self._signal)
+    def _sum_up(self, tally: "Tally") -> None:
+        summary = tally.summary(self.status, self._signal)
         if self._json:
             self._print(self._objects.of_summary(summary), sys.stdout)
         if self._verbose:
