@@ -418,34 +418,44 @@ def _copy(case: Case, shared: mmap.mmap) -> NoReturn:
         os._exit(70)
 
 
-def main() -> int:
-    """Run all loops; 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(prog="scripts/crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--cuts", type=int, default=200, help="power cuts of each kind (200)")
-    parser.add_argument("--kills", type=int, default=1000, help="kills on each system (1000)")
+Result = tuple[str, object, list[str]]  # of a loop: what it was, what was found, what is broken
+
+
+def run_loops(
+    loops: Callable[[int, int], Iterator[Result]], description: str, *, cuts: int, kills: int
+) -> int:
+    """Run loops with as many cuts and kills as the command line asks for; 1 if a promise was
+    broken."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/crash", description=description.split("\n", maxsplit=1)[0]
+    )
+    parser.add_argument("--cuts", type=int, default=cuts, help=f"power cuts of each kind ({cuts})")
+    parser.add_argument("--kills", type=int, default=kills, help=f"kills on each system ({kills})")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
-    loops: dict[str, Callable[..., Tally]]
-    loops = {"after return": after_return, "at random moments": at_random_moments}
     broken: list[str] = []
     clean_up()
     try:
-        for name, (fstype, way), kind in product(loops, WAYS, KINDS):
-            tally = loops[name](fstype, way, options.cuts, kind=kind)
-            what = f"{fstype}, {kind}, {way}, {name}"
-            print(f"{what}: {tally}", *tally.broken, sep="\n  ", flush=True)
-            broken += tally.broken
-        for fstype, kind in product(("ext4", "xfs", "btrfs", "tmpfs"), KINDS):
-            with mounted(fstype) as mount_point:
-                (mount_point / "empty").mkdir()
-                rng = random.Random(options.kills)
-                tally = kills(mount_point / "empty", options.kills, rng, kind)
-            print(f"{fstype}, {kind}, SIGKILL: {tally}", *tally.broken, sep="\n  ", flush=True)
-            broken += tally.broken
+        for name, found, flaws in loops(options.cuts, options.kills):
+            print(f"{name}: {found}", *flaws, sep="\n  ", flush=True)
+            broken += flaws
     finally:
         clean_up(own=True)
     return 1 if broken else 0
 
 
+def _loops(cuts: int, number: int) -> Iterator[Result]:
+    loops: dict[str, Callable[..., Tally]]
+    loops = {"after return": after_return, "at random moments": at_random_moments}
+    for name, (fstype, way), kind in product(loops, WAYS, KINDS):
+        tally = loops[name](fstype, way, cuts, kind=kind)
+        yield f"{fstype}, {kind}, {way}, {name}", tally, tally.broken
+    for fstype, kind in product(("ext4", "xfs", "btrfs", "tmpfs"), KINDS):
+        with mounted(fstype) as mount_point:
+            (mount_point / "empty").mkdir()
+            tally = kills(mount_point / "empty", number, random.Random(number), kind)
+        yield f"{fstype}, {kind}, SIGKILL", tally, tally.broken
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_loops(_loops, __doc__, cuts=200, kills=1000))

@@ -3,7 +3,6 @@
 tests/test_resume.py runs these loops a few times, scripts/crash many.
 """
 
-import argparse
 import filecmp
 import os
 import random
@@ -11,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -20,8 +19,8 @@ import aiocp.partial
 from aiocp import CopyResult, copy_file
 from aiocp.direct import Direct
 from aiocp.partial import Partial
-from crash import WAYS, disk
-from filesystems import clean_up, mounted, scratch_directory
+from crash import WAYS, Result, disk, run_loops
+from filesystems import mounted, scratch_directory
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 12 * MIB + 777
@@ -204,32 +203,16 @@ def cuts(
     return tally
 
 
-def main() -> int:
-    """Run all loops; 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(prog="scripts/crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--cuts", type=int, default=100, help="power cuts of each kind (100)")
-    parser.add_argument("--kills", type=int, default=400, help="kills on each system (400)")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
-    broken: list[str] = []
-
-    def report(name: str, tally: Tally) -> None:
-        print(f"resume, {name}: {tally}", *tally.broken, sep="\n  ", flush=True)
-        broken.extend(tally.broken)
-
-    clean_up()
-    try:
-        for fstype, way in WAYS:
-            report(f"{fstype}, {way}", cuts(fstype, way, options.cuts))
-        for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
-            with mounted(fstype) as mount_point:
-                (mount_point / "empty").mkdir()
-                rng = random.Random(options.kills)
-                report(f"{fstype}, SIGKILL", kills(mount_point / "empty", options.kills, rng))
-    finally:
-        clean_up(own=True)
-    return 1 if broken else 0
+def _loops(cut: int, number: int) -> Iterator[Result]:
+    for fstype, way in WAYS:
+        tally = cuts(fstype, way, cut)
+        yield f"resume, {fstype}, {way}", tally, tally.broken
+    for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+        with mounted(fstype) as mount_point:
+            (mount_point / "empty").mkdir()
+            tally = kills(mount_point / "empty", number, random.Random(number))
+        yield f"resume, {fstype}, SIGKILL", tally, tally.broken
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_loops(_loops, __doc__, cuts=100, kills=400))

@@ -11,7 +11,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from crash import WAYS
 from filesystems import loop_device, sparse_file
 from resume_crash import LEFT, cuts, kills
 from test_interrupt import command, unnamed_in, wait_for
+from test_verify import command as run
 
 KIB, MIB = 1 << 10, 1 << 20
 CONTENT = random.Random(3).randbytes(8 * MIB + 777)
@@ -563,15 +563,6 @@ def test_what_changed_since_it_was_finished_is_copied_again(tmp_path: Path) -> N
 
 
 # --- the command ---
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "aiocp", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
 
 
 def test_the_command_is_stopped_and_goes_on(tmp_path: Path) -> None:

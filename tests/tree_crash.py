@@ -6,7 +6,6 @@ one or the new one whole, and nothing else is there; after exit status 0 everyth
 the source.
 """
 
-import argparse
 import os
 import random
 import select
@@ -15,16 +14,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import aiocp.tree_copier  # noqa: F401 - not to be loaded by each copy
 from aiocp import cli, command  # noqa: F401 - before any power is cut
-from crash import WAYS, Tally, disk
+from crash import WAYS, Result, Tally, disk, run_loops
 from faults import write_errors_to
-from filesystems import clean_up, mounted, scratch_directory
+from filesystems import mounted, scratch_directory
 from tree_faults import every_call
 from trees import KIB, MIB, complaints, facts, flaws
 
@@ -215,38 +214,21 @@ def at_random_moments(fstype: str, way: str, cuts: int, *, files: int = 100) -> 
     return tally
 
 
-def main() -> int:
-    """Run all loops; 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(prog="scripts/crash", description=__doc__.split("\n")[0])
-    parser.add_argument("--cuts", type=int, default=100, help="power cuts of each kind (100)")
-    parser.add_argument("--kills", type=int, default=400, help="kills on each system (400)")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted goes then as well
-    broken: list[str] = []
-
-    def report(name: str, result: str, flaws: list[str]) -> None:
-        print(f"tree, {name}: {result}", *flaws, sep="\n  ", flush=True)
-        broken.extend(flaws)
-
-    clean_up()
-    try:
-        for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
-            tally = loop(fstype, way, options.cuts, files=FILES[fstype])
-            report(f"{fstype}, {way}, {loop.__name__}", str(tally), tally.broken)
-        for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+def _loops(cuts: int, number: int) -> Iterator[Result]:
+    for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
+        tally = loop(fstype, way, cuts, files=FILES[fstype])
+        yield f"tree, {fstype}, {way}, {loop.__name__}", tally, tally.broken
+    for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
+        with mounted(fstype) as mount_point:
+            tally = kills(mount_point, number)
+            yield f"tree, {fstype}, SIGKILL", tally, tally.broken
+        for over in (False, True):
             with mounted(fstype) as mount_point:
-                tally = kills(mount_point, options.kills)
-                report(f"{fstype}, SIGKILL", str(tally), tally.broken)
-            for over in (False, True):
-                with mounted(fstype) as mount_point:
-                    points = [i / 6 for i in range(7)]
-                    cloned = fstype in {"btrfs", "xfs"}
-                    wrong = every_call(mount_point, points, over=over, cloned=cloned)
-                    report(f"{fstype}, faults", f"{len(wrong)} broken", wrong)
-    finally:
-        clean_up(own=True)
-    return 1 if broken else 0
+                points = [i / 6 for i in range(7)]
+                cloned = fstype in {"btrfs", "xfs"}
+                wrong = every_call(mount_point, points, over=over, cloned=cloned)
+                yield f"tree, {fstype}, faults", f"{len(wrong)} broken", wrong
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_loops(_loops, __doc__, cuts=100, kills=400))
