@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aiocp.copier import copy_file
-    from aiocp.errors import Cancelled, SourceChanged, VerificationFailed
+    from aiocp.errors import Cancelled, ExecutorFailed, SourceChanged, VerificationFailed
     from aiocp.many import Copier
     from aiocp.outcome import Outcome
     from aiocp.result import CopyResult, TreeResult
@@ -15,6 +15,7 @@ __all__ = [
     "Cancelled",
     "Copier",
     "CopyResult",
+    "ExecutorFailed",
     "Outcome",
     "SourceChanged",
     "TreeResult",
@@ -27,6 +28,7 @@ _HOME = {
     "Cancelled": "errors",
     "Copier": "many",
     "CopyResult": "result",
+    "ExecutorFailed": "errors",
     "Outcome": "outcome",
     "SourceChanged": "errors",
     "TreeResult": "result",

@@ -31,6 +31,7 @@ ffibuilder.cdef(
     int file_allocate(int fd, int mode, long long offset, long long length);
     int syncfs(int fd);
     int direct_alignment(int fd, unsigned *memory, unsigned *offset);
+    long long birth_time(int fd);
     int io_priority(int priority);
     long long filesystem_type(int fd);
     long long cached_bytes(int fd, long long offset, long long length, int *dirty);
@@ -290,6 +291,21 @@ ffibuilder.set_source(
     static int file_allocate(int fd, int mode, long long offset, long long length)
     {
         return fallocate(fd, mode, offset, length) < 0 ? -errno : 0;
+    }
+
+    /* statx(2): when a file was made, in ns since 1970; -1 where that is not known. */
+    static long long birth_time(int fd)
+    {
+        enum { BTIME = 0x800, MASK_AT = 0, SECONDS_AT = 80, NANOSECONDS_AT = 88 };
+        unsigned char statx[256];
+        uint32_t mask, nanoseconds;
+        int64_t seconds;
+        if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, BTIME, statx) < 0)
+            return -1;
+        memcpy(&mask, statx + MASK_AT, sizeof mask);
+        memcpy(&seconds, statx + SECONDS_AT, sizeof seconds);
+        memcpy(&nanoseconds, statx + NANOSECONDS_AT, sizeof nanoseconds);
+        return mask & BTIME ? seconds * 1000000000 + nanoseconds : -1;
     }
 
     /* STATX_DIOALIGN (Linux 6.1): by the numbers of the ABI, which the C library may not know yet.

@@ -106,6 +106,7 @@ async def copy_file(
         bwlimit=bwlimit,
         idle=idle,
         progress=progress,
+        executor=None,
         cancel=None,
     )
     source, destination, names = paths(src, dst, into_directory)
@@ -209,6 +210,7 @@ async def copy_tree(
         progress=progress,
         progress_files=progress_files,
         totals=totals,
+        executor=None,
         cancel=None,
     )
     if copy_contents or checksum is not None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.extents import Sparse
     from aiocp.pace import Pace
     from aiocp.reflink import Reflink
@@ -83,6 +85,12 @@ def check_resume(resume: bool, sync: bool, in_place: bool) -> None:
             raise ValueError("resume goes on from what is on the disk: it goes with sync")
         if in_place:
             raise ValueError("resume needs a new file: it does not go with in_place")
+
+
+def check_executor(executor: "Executor | None", bwlimit: "int | Pace | None") -> None:
+    """Raise ValueError where many processes would have to keep one rate."""
+    if executor is not None and bwlimit is not None:
+        raise ValueError("bwlimit is of one process: it does not go with an executor")
 
 
 def which_pace(bwlimit: "int | Pace | None") -> "Pace | None":

@@ -13,6 +13,7 @@ from aiocp.asked import (
     check_block_size,
     check_checksum,
     check_depth,
+    check_executor,
     check_resume,
     check_verify,
     check_when,
@@ -29,6 +30,8 @@ from aiocp.reflink import Reflink
 from aiocp.result import CopyResult
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
@@ -59,6 +62,7 @@ def copy_file(
     bwlimit: "int | Pace | None" = None,
     idle: bool = False,
     progress: Progress | None = None,
+    executor: "Executor | None" = None,
     cancel: Cancel | None = None,
 ) -> CopyResult:
     """Copy a file and its mode; on return the copy is whole, in place and on the disk.
@@ -109,6 +113,8 @@ def copy_file(
             the idle class of ioprio_set(2).
         progress: called as `progress(bytes_done, bytes_total)` while blocks are written;
             bytes_total is 0 while unknown. What it raises stops the copy and propagates.
+        executor: whose workers copy a file of 512 MiB or more, each some of it, as for `copy_tree`:
+            not where it is digested, or written in place.
         cancel: a `threading.Event`, looked at whenever a block completes; once set, the copy stops.
 
     Raises:
@@ -117,10 +123,12 @@ def copy_file(
         VerificationFailed: an OSError: what is on the disk is not what was read.
         SourceChanged: an OSError: the source shrank or changed while being copied.
         shutil.SameFileError: an OSError: both are one file.
+        ExecutorFailed: an OSError: a worker cannot do its part, or the executor itself has failed.
         Cancelled: `cancel` was set; what was there before still is, unless written in place.
         ValueError: depth, block_size, checksum, bwlimit, preserve, backup, suffix or link out of
             range, or `reflink="always"` with another `sparse` than "auto", `verify` or `resume`
-            without `sync`, `resume` with `in_place`, `checksum` where no contents are copied.
+            without `sync`, `resume` with `in_place`, `checksum` where no contents are copied,
+            `bwlimit` with an executor.
     """
     how = prepare(
         depth=depth,
@@ -143,6 +151,7 @@ def copy_file(
         bwlimit=bwlimit,
         idle=idle,
         progress=progress,
+        executor=executor,
         cancel=cancel,
     )
     return how.copy_or_link(src, dst, link, into_directory)
@@ -170,6 +179,7 @@ def prepare(
     bwlimit: "int | Pace | None",
     idle: bool,
     progress: Progress | None,
+    executor: "Executor | None",
     cancel: Cancel | None,
 ) -> "FileCopier":
     """A copier of these arguments of copy_file(). Raises ValueError."""
@@ -179,6 +189,9 @@ def prepare(
     check_verify(verify, sync)
     check_checksum(checksum, contents=not attributes_only)
     check_resume(resume, sync, in_place)
+    check_executor(executor, bwlimit)
+    if executor is not None:
+        import aiocp.ranges  # noqa: F401 - now, while no file is open
     pace = which_pace(bwlimit)
     return FileCopier(
         depth,
@@ -201,4 +214,5 @@ def prepare(
         idle,
         progress,
         cancel,
+        executor,
     )

@@ -75,6 +75,7 @@ class Destination:
         attributes_only: bool = False,
         unfinished: "Partial | None" = None,
         wait: bool = True,
+        named: bool = False,
         cancel: Cancel | None = None,
     ) -> None:
         """Open the destination of a copy of `source`; what is there stays as it is until `commit`.
@@ -86,7 +87,8 @@ class Destination:
         (metadata.creation_mask); `remove` asks for a new file that has nothing of the one there,
         and so do `backups`, which keep that; with `attributes_only` the contents stay, and a new
         file has none; a new file goes on with what is `unfinished`, and another copy with that;
-        `cancel` ends the wait for a FIFO's reader.
+        a new file that is `named` has a hidden name from now on, `temporary`, by which others may
+        open it; `cancel` ends the wait for a FIFO's reader.
 
         Raises OSError, the operation in its text: those of open(2) and statx(2), EBUSY for a device
         in use, ENOSPC for one that is too small; `shutil.SameFileError`; `Cancelled`.
@@ -99,7 +101,8 @@ class Destination:
         self._follow = follow
         self._preserve, self._mask, self._remove = preserve, mask, remove or backups is not None
         self._backups, self._attributes_only = backups, attributes_only
-        self._unfinished = unfinished
+        self._unfinished, self._named = unfinished, named
+        self.temporary = b""
         self.backup: bytes | None = None
         self._mode: int | None = None
         self._exact = False  # whether the size is not to be changed
@@ -230,12 +233,19 @@ class Destination:
 
     def _create(self, *owners: int) -> File:
         """A file without a name, or what was begun and may belong to one of `owners` by now."""
-        if self._unfinished is None:
-            return self._create_new()
-        file = self._unfinished.take({*owners})
+        unfinished, directory = self._unfinished, self.directory.fileno()
+        if unfinished is None:
+            if not self._named:
+                return self._create_new()
+            self.temporary = temporary_name(self.name)
+            return File.create_named(self.temporary, os.O_RDWR, dir_fd=directory)
+        file = unfinished.take({*owners})
         if file is None:
             file = self._create_new()
-            self._unfinished.begin(file)
+            unfinished.begin(file)
+        if self._named:
+            unfinished.keep()
+            self.temporary = unfinished.name
         return file
 
     def _create_new(self) -> File:

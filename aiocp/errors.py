@@ -19,6 +19,13 @@ class VerificationFailed(OSError):
     operation = "verify"
 
 
+class ExecutorFailed(OSError):
+    """An executor, or one of its workers, could not do its part of a copy; the text says which, and
+    `__cause__` is what the executor has raised, if it has."""
+
+    operation = "executor"
+
+
 class Cancelled(Exception):
     """The copy was stopped through `cancel`; nothing of it is left, or the text says what."""
 

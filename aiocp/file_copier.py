@@ -39,15 +39,19 @@ from aiocp.transfer import (
     DirectorySync,
     FileTransfer,
     resumable,
+    rung,
     sync_before_name,
     sync_directory,
     what_stopped,
 )
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
     from aiocp.partial import Partial
+    from aiocp.ranges import Ranges
     from aiocp.verify import Verification
 
 # What a copy waits for: a transfer to be driven through a context, of so many bytes (0: not told)
@@ -83,6 +87,7 @@ class FileCopier(NamedTuple):
     idle: bool
     progress: Progress | None
     cancel: Cancel | None
+    executor: "Executor | None" = None
     shared: Context | None = None
     contexts: Contexts = Context
 
@@ -282,6 +287,7 @@ class FileCopier(NamedTuple):
                 backups=backups,
                 attributes_only=self.attributes_only,
                 unfinished=unfinished,
+                named=self._is_cut(source),
                 cancel=self.cancel,
             ) as destination,
             ExitStack() as stack,
@@ -305,7 +311,7 @@ class FileCopier(NamedTuple):
                 if not self.attributes_only:
                     transfer.clone(self.reflink, set())
                 context = stack.enter_context(self._context(transfer, streamed))
-                yield from self._fill(transfer, context)
+                ranges = yield from self._fill(transfer, context)
                 if transfer.cloned:
                     yield from self._read(transfer, context)
                 verification = yield from self._verify(transfer, context)
@@ -340,8 +346,8 @@ class FileCopier(NamedTuple):
             holes=transfer.holes,
             resumed=transfer.resumed,
             method="attributes" if self.attributes_only else rung(transfer, context, streamed),
-            depth=context.depth,
-            peak_in_flight=context.peak_in_flight,
+            depth=ranges.depth if ranges else context.depth,
+            peak_in_flight=ranges.peak_in_flight if ranges else context.peak_in_flight,
             block_size=self.block_size,
             direct_read=transfer.read_direct and by_blocks,
             direct_write=transfer.write_direct and by_blocks,
@@ -349,7 +355,7 @@ class FileCopier(NamedTuple):
             backup=_beside(dst, destination.backup),
             removed=destination.removes and destination.backup is None,
             synced=transfer.synced,
-            verified=verification is not None,
+            verified=verification is not None or (ranges is not None and ranges.verified),
             checksum=transfer.digest,
             elapsed=elapsed,
             rate=(transfer.size - transfer.resumed) / elapsed,
@@ -359,10 +365,11 @@ class FileCopier(NamedTuple):
                     transfer,
                     context,
                     by_blocks and not self._is_small(source),
-                    verification,
+                    ranges if ranges is not None and ranges.verified else verification,
                     unfinished,
                 )
             ),
+            workers=ranges.workers if ranges else (),
         )
 
     @property
@@ -394,8 +401,10 @@ class FileCopier(NamedTuple):
             return Context(1, paced_block_size(SMALL, self.pace), aio=False)
         return self.contexts(self.depth, self.block_size, idle=self.idle)
 
-    def _fill(self, transfer: FileTransfer, context: Context) -> Steps[None]:
-        """Copy all bytes that are not shared, give the file its size and mode, and sync it."""
+    def _fill(self, transfer: FileTransfer, context: Context) -> "Steps[Ranges | None]":
+        """Copy all bytes that are not shared, give the file its size and mode, and sync it; by
+        which ranges, if it was by any."""
+        ranges: Ranges | None = None
         source, destination = transfer.source, transfer.destination
         transfer.record(
             verify=self.verify,
@@ -411,11 +420,59 @@ class FileCopier(NamedTuple):
             self._stream(transfer, context)
         else:
             transfer.lay_out(self.sparse, reserve=not self._is_small(source))
-            if transfer.resumed:
+            if destination.temporary:
+                ranges = self._by_ranges(transfer)
+            elif transfer.resumed:
                 yield from self._read(transfer, context)
         yield context, transfer, transfer.size
         if transfer.failed:
             raise what_stopped(transfer)
+        return ranges
+
+    def _is_cut(self, source: Source) -> bool:
+        """Whether the workers of an executor are to copy it, each a range."""
+        if self.executor is None or not stat.S_ISREG(source.stat.st_mode):
+            return False
+        from aiocp.ranges import worth_cutting
+
+        digested = self.checksum is not None or self.attributes_only
+        return worth_cutting(source.size) and not digested
+
+    def _by_ranges(self, transfer: FileTransfer) -> "Ranges":
+        """Have the workers copy all bytes. Raises OSError, ExecutorFailed, Cancelled."""
+        from aiocp.crew import Crew
+        from aiocp.ranges import How, Ranges
+
+        source, destination = transfer.source, transfer.destination
+        path, directory = source.file.path(), destination.directory
+        assert self.executor is not None
+        with Crew(self.executor, self.cancel) as crew:
+            ground = crew.muster(path, source.fd, directory.path(), directory.fileno())
+            ranges = Ranges(
+                crew,
+                ground,
+                path,
+                os.path.join(directory.path(), destination.temporary),
+                transfer,
+                How(
+                    self.direct,
+                    self.depth,
+                    self.block_size,
+                    self.sync,
+                    self.verify,
+                    self.allow_changed,
+                    self.idle,
+                ),
+            )
+            while ranges.more or ranges.pending:
+                look(self.cancel)
+                while ranges.more and not crew.full:
+                    ranges.give()
+                crew.wait()
+                while crew.done():
+                    crew.take()
+                self._report(transfer.moved, transfer.size)
+        return ranges
 
     def _read(self, transfer: FileTransfer, context: Context) -> Steps[None]:
         """Read what was not read to be copied, if it is to be looked at."""
@@ -529,23 +586,12 @@ def _say_incomplete(error: OSError | Cancelled) -> None:
     add_words(error, f"written in place, it is {wrong} now")
 
 
-def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
-    """How the data was carried, as CopyResult calls it."""
-    if transfer.cloned:
-        return "reflink"
-    if streamed:
-        return "stream"
-    if context.plain:
-        return "plain"
-    return "aio-direct" if transfer.read_direct and transfer.write_direct else "aio-buffered"
-
-
 def _notes(
     how: direct.Direct,
     transfer: FileTransfer,
     context: Context,
     by_blocks: bool,
-    verification: "Verification | None",
+    verification: "Verification | Ranges | None",
     unfinished: "Partial | None",
 ) -> Iterator[str]:
     yield from context.notes()

@@ -88,6 +88,10 @@ class File:
         fd: int = self._file.fd
         return fd
 
+    def path(self) -> bytes:
+        """Its absolute path, as it is now. Raises OSError, ENAMETOOLONG for a long one."""
+        return os.fsencode(os.readlink(f"/proc/self/fd/{self.fileno()}"))
+
     @property
     def named(self) -> bool:
         """Whether a temporary name exists for the file."""
@@ -270,6 +274,11 @@ def direct_alignment(fd: int) -> int | None:
     if lib.direct_alignment(fd, memory, offset) < 0:
         return None
     return max(int(memory[0]), int(offset[0]))
+
+
+def birth_time(fd: int) -> int:
+    """When a file was made, in nanoseconds since 1970; -1 where the file system does not say."""
+    return int(lib.birth_time(fd))
 
 
 def set_io_priority(priority: int) -> int:

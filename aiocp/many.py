@@ -29,6 +29,8 @@ from aiocp.slots import Slots
 from aiocp.tree_options import Replace
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
@@ -51,6 +53,7 @@ class _OfBoth(TypedDict, total=False):
     bwlimit: "int | Pace | None"
     idle: bool
     progress: Progress | None
+    executor: "Executor | None"
     cancel: Cancel | None
 
 

@@ -147,7 +147,7 @@ def creation_mask(directory_fd: int) -> tuple[int, bool]:
     except OSError as error:
         if error.errno not in _NO_XATTRS:
             raise
-        return _umask(), False
+        return umask(), False
     return 0o777 & ~_acl_mode(acl), True
 
 
@@ -179,7 +179,7 @@ def _xattrs(fd: int | str) -> list[str]:
         return []
 
 
-def _umask() -> int:
+def umask() -> int:
     """The process's umask, without changing it for a moment as umask(2) must."""
     with open("/proc/self/status", "rb") as status:
         for line in status:

@@ -39,7 +39,8 @@ EVERY_SECONDS = 5.0
 class Partial:
     """The file that is to be a copy.
 
-    `resumed` are the bytes of it that an earlier copy has left on the disk.
+    `resumed` are the bytes of it that an earlier copy has left on the disk, `name` is the one that
+    it has until it gets its own.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Partial:
         self._refused = ""  # why nothing is kept of this one
         self._directory, self._source, self._block_size = directory, source, block_size
         self._sync_directory = sync_directory
-        self._name = _beside(name, b"partial")
+        self.name = _beside(name, b"partial")
         self._journal = Journal(directory, _beside(name, b"journal"))
         self._file: File | None = None
         self._kept = False
@@ -93,7 +94,7 @@ class Partial:
             elif file is not None:
                 self._anew = "what was begun is not whole"
             # the journal first, so that it never speaks of another file
-            removed = [self._journal.remove(), remove(self._name, self._directory)]
+            removed = [self._journal.remove(), remove(self.name, self._directory)]
             if any(removed):
                 self._sync_directory()
             return None
@@ -101,10 +102,10 @@ class Partial:
     def _locked(self) -> File | None:
         """The file that was begun, if there is one, while no other copy writes it."""
         fd = self._directory.fileno()
-        while (file := _open(self._name, fd)) is not None:
+        while (file := _open(self.name, fd)) is not None:
             _lock(file)
             with suppress(FileNotFoundError):  # it has got its own name, or was removed
-                there = os.stat(self._name, dir_fd=fd, follow_symlinks=False)
+                there = os.stat(self.name, dir_fd=fd, follow_symlinks=False)
                 if os.path.samestat(there, os.fstat(file.fileno())):
                     return file
         return None
@@ -114,6 +115,11 @@ class Partial:
     def begin(self, file: File) -> None:
         """Have `file` be what is written."""
         self._file = file
+
+    def keep(self) -> None:
+        """Have the file its name before anything of it is there. Raises OSError."""
+        if not self._kept:
+            self._write(0)
 
     def due(self, moved: int) -> bool:
         """Whether to sync it now, so many bytes having been moved."""
@@ -165,7 +171,7 @@ class Partial:
                 self._journal.write(record)
             else:
                 _lock(file)
-                file.keep(self._name, dir_fd=self._directory.fileno())
+                file.keep(self.name, dir_fd=self._directory.fileno())
                 self._kept = True
                 try:
                     self._journal.write(record)

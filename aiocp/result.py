@@ -3,6 +3,25 @@
 from typing import NamedTuple
 
 
+class Worker(NamedTuple):
+    """What one worker of an executor has done of a copy.
+
+    `name` is its host and process, "host:pid"; `batches` counts what it was given: batches of files
+    and ranges of large ones. `bytes` are those of contents that it has copied, `busy` the seconds
+    that it took, and `rate` bytes per second of those; `peak_in_flight` is the most that it had in
+    flight, of a `depth`.
+    """
+
+    name: str
+    batches: int
+    files: int
+    bytes: int
+    busy: float
+    rate: float
+    depth: int
+    peak_in_flight: int
+
+
 class CopyResult(NamedTuple):
     """What happened, not what was asked.
 
@@ -16,7 +35,7 @@ class CopyResult(NamedTuple):
     `backup` is the name of the backup, None without one, and
     `removed` tells that what was there is gone and has left nothing to the new file. `notes` says
     what could not be had as asked, and why. `checksum` is the digest of the copy, if one was asked
-    for, in hexadecimal digits.
+    for, in hexadecimal digits. `workers` are those of an executor that have had a part in it.
     """
 
     source: str
@@ -42,6 +61,7 @@ class CopyResult(NamedTuple):
     elapsed: float
     rate: float
     notes: tuple[str, ...]
+    workers: tuple[Worker, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -56,7 +76,8 @@ class TreeResult(NamedTuple):
     because the copies have holes there. Each error is an OSError with errno and both file names.
     `elapsed` is in seconds. `synced` tells that everything copied is on the disk, `syncs` how often
     the whole file system was synced for that, in place of single files: on ext4, XFS and Btrfs,
-    where it is faster, and for hard links.
+    where it is faster, and for hard links. `workers` are those of an executor that have had a part
+    in it; `syncs` are theirs, too, `depth` and `peak_in_flight` the largest of them.
     """
 
     source: str
@@ -75,3 +96,4 @@ class TreeResult(NamedTuple):
     verified: bool
     syncs: int
     elapsed: float
+    workers: tuple[Worker, ...] = ()

@@ -7,13 +7,20 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 T = TypeVar("T")
 
 
 class _Raised(NamedTuple):
     error: BaseException
+
+
+class Awaited(Protocol):
+    """What makes calls elsewhere: one waits for a result to be there, at least for a moment."""
+
+    def wait(self) -> None: ...
+    def done(self) -> bool: ...
 
 
 class Stage(Generic[T]):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from aiocp import direct, engine, extents, reflink, stream
+from aiocp.context import Context
 from aiocp.destination import Destination
 from aiocp.errors import Cancel, fail, operation
 from aiocp.linux import File, sync_filesystem
@@ -155,6 +156,10 @@ class FileTransfer(engine.Transfer):
             self.observers.append(self.checksum)
         self.looks = bool(self.observers)
 
+    def record_nothing(self) -> None:
+        """Take no note: the blocks are read elsewhere."""
+        self.observers, self.digests, self.looks = [], None, False
+
     def saw(self, offset: int, block: memoryview) -> None:
         for observer in self.observers:
             observer.add(offset, block)
@@ -204,6 +209,17 @@ class FileTransfer(engine.Transfer):
         self.destination.finish(self.size, self.source)
         if self.unfinished is not None:
             self.unfinished.settle()
+
+
+def rung(transfer: FileTransfer, context: Context, streamed: bool) -> str:
+    """How the data was carried, as CopyResult calls it."""
+    if transfer.cloned:
+        return "reflink"
+    if streamed:
+        return "stream"
+    if context.plain:
+        return "plain"
+    return "aio-direct" if transfer.read_direct and transfer.write_direct else "aio-buffered"
 
 
 def sync_before_name(preserve: frozenset[str], *, in_place: bool = False) -> engine.Sync:

@@ -80,11 +80,13 @@ class Enter(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """Anything in a directory but a directory; `is_file` if the listing says a regular file."""
+    """Anything in a directory but a directory; `is_file` if the listing says a regular file, and
+    `seen` its status, if who looked into the directory has asked for it."""
 
     directory: Directory
     name: bytes
     is_file: bool
+    seen: os.stat_result | None = None
 
 
 class Leave(NamedTuple):

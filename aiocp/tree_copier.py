@@ -15,6 +15,7 @@ from aiocp.asked import (
     check_block_size,
     check_checksum,
     check_depth,
+    check_executor,
     check_link,
     check_resume,
     check_verify,
@@ -34,11 +35,12 @@ from aiocp.priority import lowered
 from aiocp.reflink import Reflink
 from aiocp.result import TreeResult
 from aiocp.selection import Selection, Test, select
-from aiocp.stage import Stage
 from aiocp.tree_copy import Reap, TreeCopy, Wait
 from aiocp.tree_options import Replace, TreeOptions
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.checksum import Algorithm
     from aiocp.pace import Pace
 
@@ -86,6 +88,7 @@ def copy_tree(
     progress: Progress | None = None,
     progress_files: Progress | None = None,
     totals: bool = True,
+    executor: "Executor | None" = None,
     cancel: Cancel | None = None,
 ) -> TreeResult:
     """Copy the directory `src` to `dst`, which becomes it or, if it exists, is merged into.
@@ -135,13 +138,20 @@ def copy_tree(
         progress_files: called as `progress_files(files_done, files_total)`, just before `progress`:
             all that is no directory.
         totals: False: nothing is counted for these two, totals are 0.
+        executor: whose workers copy the files, in place of this process: any of concurrent.futures,
+            Dask's `Client.get_executor()`, mpi4py's MPIPoolExecutor. Each must have this version of
+            aiocp, this user, and see both trees under the same paths, which it is asked first.
+            `depth` and `block_size` are those of each worker. Of a file that is not digested and
+            has 512 MiB or more several copy a part each. What may be done by a worker that is then
+            lost is done again by another, if the executor does so.
 
     Raises:
+        ExecutorFailed: an OSError: a worker cannot do its part, or the executor itself has failed.
         ExceptionGroup: of the OSErrors of all that was not copied, unless there is `on_error`. Its
             `result` attribute is the TreeResult.
         OSError: where `src` cannot be opened or `dst` not be made.
         Cancelled: `cancel` was set; what was copied by then stays.
-        ValueError: as from `copy_file`.
+        ValueError: as from `copy_file`; `bwlimit` with an executor.
     """
     return prepare(
         src,
@@ -180,6 +190,7 @@ def copy_tree(
         progress=progress,
         progress_files=progress_files,
         totals=totals,
+        executor=executor,
         cancel=cancel,
     ).copy()
 
@@ -222,6 +233,7 @@ def prepare(
     progress: Progress | None,
     progress_files: Progress | None,
     totals: bool,
+    executor: "Executor | None",
     cancel: Cancel | None,
 ) -> "TreeCopier":
     """A copier of these arguments of copy_tree(). Raises ValueError."""
@@ -232,6 +244,9 @@ def prepare(
     check_block_size(block_size)
     check_link(link)
     check_checksum(checksum, contents=link is None and not attributes_only)
+    check_executor(executor, bwlimit)
+    if executor is not None:
+        import aiocp.spread_tree  # noqa: F401 - now, while no file is open
     counted = totals and (progress is not None or progress_files is not None)
     pace = which_pace(bwlimit)
     how = TreeOptions(
@@ -259,6 +274,7 @@ def prepare(
     return TreeCopier(
         (os.fsencode(src), os.fsencode(dst)),
         how,
+        depth,
         limits if plan is None else limits._replace(depth=1),  # nothing will be in flight
         one_file_system,
         select(exclude, include, files, recursive),
@@ -271,6 +287,7 @@ def prepare(
         totals,
         cancel,
         plan,
+        executor,
     )
 
 
@@ -279,6 +296,7 @@ class TreeCopier(NamedTuple):
 
     names: tuple[bytes, bytes]
     how: TreeOptions
+    depth: int
     limits: Budget
     one_file_system: bool
     selection: Selection
@@ -291,6 +309,7 @@ class TreeCopier(NamedTuple):
     totals: bool
     cancel: Cancel | None
     plan: Plan | None
+    executor: "Executor | None"
 
     def copy(self, contexts: Contexts = Context) -> TreeResult:
         """Copy the tree."""
@@ -305,7 +324,7 @@ class TreeCopier(NamedTuple):
             try:
                 with closing(self.steps(copy, context, context.reap)) as steps:
                     for on in steps:
-                        if isinstance(on, Stage):
+                        if on is not None and not isinstance(on, Context | float):
                             on.wait()
             finally:
                 copy.close()
@@ -318,6 +337,12 @@ class TreeCopier(NamedTuple):
             from aiocp.dry_tree import DryTree
 
             kind = partial(DryTree, self.plan)
+        elif self.executor is not None and self.how.link is None and not self.how.attributes_only:
+            from aiocp.crew import Crew
+            from aiocp.spread_tree import SpreadTree
+
+            crew = Crew(self.executor, self.cancel)  # before there are threads: it may fork
+            kind = partial(SpreadTree, crew, self.idle, self.depth)
         return kind(
             self.names,
             self.how,
@@ -342,7 +367,7 @@ class TreeCopier(NamedTuple):
     def result(self, copy: TreeCopy, context: Context, begun: float) -> TreeResult:
         """What a copy comes to. Raises ExceptionGroup if there are errors that nobody was told."""
         source, destination = map(os.fsdecode, self.names)
-        outcomes = copy.outcomes
+        outcomes, workers = copy.outcomes, copy.workers
         result = TreeResult(
             source,
             destination,
@@ -354,12 +379,13 @@ class TreeCopier(NamedTuple):
             holes=outcomes.holes,
             reflinked=outcomes.reflinked,
             errors=tuple(outcomes.errors),
-            depth=context.depth,
-            peak_in_flight=context.peak_in_flight,
+            depth=max((one.depth for one in workers), default=context.depth),
+            peak_in_flight=max(context.peak_in_flight, *(one.peak_in_flight for one in workers), 0),
             synced=self.how.sync,
             verified=self.how.verify,
             syncs=copy.syncs,
             elapsed=perf_counter() - begun,
+            workers=workers,
         )
         if outcomes.errors and self.on_error is None:
             group = ExceptionGroup(f"{len(outcomes.errors)} not copied", outcomes.errors)

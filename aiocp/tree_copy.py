@@ -32,9 +32,10 @@ from aiocp.linux import File
 from aiocp.opening import Opening
 from aiocp.outcome import Outcome, kind_of
 from aiocp.placing import Placing, Written
+from aiocp.result import Worker
 from aiocp.selection import Selection
 from aiocp.source import SMALL, Source
-from aiocp.stage import Stage
+from aiocp.stage import Awaited, Stage
 from aiocp.target import Target, TargetSync
 from aiocp.transfer import what_stopped
 from aiocp.tree import Directory, Enter, Entry, Step, walk
@@ -52,7 +53,7 @@ _TURN = 0.002
 
 # What a copy waits for: completions, not longer than so many seconds if it is a number, or results;
 # None: for nothing, it only gives a turn
-Wait = Context | float | Stage[Any] | None
+Wait = Context | float | Awaited | None
 # Gives completions; for whoever is to wait in it, not longer than so many seconds
 Reap = Callable[[float | None], list[Completion]]
 
@@ -75,7 +76,7 @@ class TreeCopy:
     ) -> None:
         self.names, self.how = names, how
         self.cancel = cancel
-        self.outcomes = TreeOutcomes(names, on_entry, on_error)
+        self.outcomes = self._new_outcomes(on_entry, on_error)
         self._reading, self._most_reading = 0, limits.reading  # batches that the engine has
         self._placing = Placing(limits.together)
         self._opening = Opening(self._new_batch, limits.batch, how.reflink)
@@ -90,8 +91,15 @@ class TreeCopy:
         self._files = TreeFiles(
             how, self.outcomes, self._links, self._targets, self._placing, self._begun.append
         )
-        self._on: Stage[Any] | None = None  # what the walk waits for
+        self._on: Awaited | None = None  # what the walk waits for
         self._turn_ends = 0.0
+
+    def _new_outcomes(
+        self,
+        on_entry: Callable[[Outcome], object] | None,
+        on_error: Callable[[OSError], object] | None,
+    ) -> TreeOutcomes:
+        return TreeOutcomes(self.names, on_entry, on_error)
 
     def _new_links(self, copied: HardLinks) -> TreeLinks:
         return TreeLinks(self.names[1], self.how, copied, self.outcomes)
@@ -120,13 +128,20 @@ class TreeCopy:
             "one_file_system": one_file_system,
             "selection": selection,
         }
-        steps = walk(root, self.outcomes.failed, **self._rules)
+        steps = self._walk(root)
         transfers = self._transfers(steps)
         self._context = self._files.context = context
         self._engine = engine = Engine(context, transfers, self.how.pace)
         with closing(steps), closing(transfers):
             yield from self._drive(engine, reap)
         self._report(through=not self.outcomes.errors)
+        yield from self._sync_names()
+
+    def _walk(self, root: Directory) -> Generator[Step, None, None]:
+        return walk(root, self.outcomes.failed, **self._rules)
+
+    def _sync_names(self) -> Iterator[Wait]:
+        """Have the names on the disk that were not synced with their directories."""
         target = self._targets.root
         assert target is not None
         if target.together:  # or no name that was put in place since the last is durable
@@ -217,9 +232,8 @@ class TreeCopy:
 
     def _report(self, *, through: bool = False) -> None:
         if self._progress is not None:
-            moved = self.outcomes.moved + self._engine.bytes_written
             files = self.outcomes.files + self.outcomes.links + self.outcomes.specials
-            self._progress.report(moved, files, through=through)
+            self._progress.report(self.moved, files, through=through)
 
     def _counting(self) -> Count:
         """What counts all that is to be copied, from now on."""
@@ -240,6 +254,16 @@ class TreeCopy:
             self._progress.passed(seen)
 
     @property
+    def moved(self) -> int:
+        """How many bytes are where they belong."""
+        return self.outcomes.moved + self._engine.bytes_written
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """Of an executor, what each has done."""
+        return ()
+
+    @property
     def syncs(self) -> int:
         """How often the file system was synced."""
         return self._placing.syncs
@@ -257,7 +281,6 @@ class TreeCopy:
 
     def _transfers(self, steps: Iterable[Step]) -> Generator[Transfer | None, None, None]:
         """What is to be transferred; None where something is to be waited for, or done, first."""
-        batches = self.how.batches
         for step in steps:
             while self._placing.full:
                 self._on = self._placing.stage
@@ -265,13 +288,7 @@ class TreeCopy:
             if self._turn_is_over():
                 yield None
             if isinstance(step, Entry):
-                if step.is_file and batches:
-                    if self._wanted(step) and self._add(step):
-                        self._opening.open()
-                        yield from self._until_opened(AHEAD)
-                else:
-                    directory = step.directory
-                    yield from self._other(directory.data, step.name, directory.fd())
+                yield from self._take_up(step)
             elif isinstance(step, Enter):
                 try:
                     self._enter(step.directory)
@@ -281,9 +298,26 @@ class TreeCopy:
                     step.directory.skip = True
                     self.outcomes.failed(step.directory.path, error)
             elif step.directory.data is not None:
-                self._targets.arrived(step.directory.data)
+                self._leave(step.directory.data)
             while self._begun:
                 yield self._begun.popleft()
+        yield from self._rest()
+
+    def _take_up(self, entry: Entry) -> Iterator[Transfer | None]:
+        """Begin to copy what is no directory."""
+        if not (entry.is_file and self.how.batches):
+            directory = entry.directory
+            yield from self._other(directory.data, entry.name, directory.fd())
+        elif self._wanted(entry) and self._add(entry):
+            self._opening.open()
+            yield from self._until_opened(AHEAD)
+
+    def _leave(self, target: Target) -> None:
+        """The walk is done with a directory."""
+        self._targets.arrived(target)
+
+    def _rest(self) -> Iterator[Transfer | None]:
+        """What was put off until the walk has ended."""
         self._opening.open()
         yield from self._until_opened(0)
 
@@ -409,6 +443,18 @@ class TreeCopy:
         identity: Identity | None,
     ) -> Transfer | None:
         """Begin to copy what has contents; `identity` is given if names are to be linked to it."""
+        return self._begin_file(target, name, from_fd, seen, identity)
+
+    def _begin_file(
+        self,
+        target: Target,
+        name: bytes,
+        from_fd: int,
+        seen: os.stat_result,
+        identity: Identity | None,
+        *,
+        named: bool = False,
+    ) -> TreeFile:
         source = Source(
             name,
             "auto",
@@ -425,6 +471,7 @@ class TreeCopy:
             source,
             refused=self._opening.refused[target.stat.st_dev],
             block=self._stream_block,
+            named=named,
             cancel=self.cancel,
         )
         self._files.add(transfer, identity)

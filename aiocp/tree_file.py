@@ -4,6 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiocp.destination import Destination
@@ -85,6 +86,7 @@ def begin(
     *,
     refused: set[int],
     block: memoryview,
+    named: bool = False,
     cancel: Cancel | None,
 ) -> TreeFile:
     """Open the destination of a file, and clone it or lay it out for the engine.
@@ -93,7 +95,8 @@ def begin(
     once, through `block`. Closes the source where it raises.
     """
     size = 0 if how.attributes_only else source.size or 0
-    destination, place, unfinished = open_destination(how, target, name, source, cancel)
+    kind = partial(Destination, named=named)
+    destination, place, unfinished = open_destination(how, target, name, source, cancel, kind)
     transfer = TreeFile(
         target, name, source, destination, how.file_sync, how.allow_changed, place, unfinished
     )

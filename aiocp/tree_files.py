@@ -1,17 +1,14 @@
 """The files of a tree that are no batch's, from when they are begun until they have their names."""
 
 from collections.abc import Callable
-from errno import ESTALE
 from functools import partial
 from typing import TYPE_CHECKING
 
 from aiocp.context import Context
 from aiocp.engine import Transfer
-from aiocp.errors import fail
-from aiocp.file_copier import rung
 from aiocp.hard_links import Identity
 from aiocp.placing import Placing
-from aiocp.transfer import sync_directory, what_stopped
+from aiocp.transfer import rung, sync_directory, what_stopped
 from aiocp.tree_file import TreeFile
 from aiocp.tree_links import TreeLinks
 from aiocp.tree_options import TreeOptions
@@ -117,9 +114,7 @@ class TreeFiles:
             if file.unfinished is not None:
                 file.unfinished.stopped(error)
             self._outcomes.failed(file.path, error)
-            for _, _, path in file.other_names:
-                why = fail(error.errno or ESTALE, "its first name was not copied")
-                self._outcomes.failed(path, why)
+            self._links.fail_others(file, error)
         finally:
             self._links.discard(file)
             self._open.discard(file)

@@ -3,6 +3,7 @@
 import os
 import stat
 from errno import EISDIR, ESTALE
+from typing import Protocol
 
 from aiocp.backup import Replaced
 from aiocp.errors import fail, operation
@@ -14,6 +15,19 @@ from aiocp.target import Target
 from aiocp.tree_file import TreeFile
 from aiocp.tree_options import TreeOptions
 from aiocp.tree_outcomes import TreeOutcomes
+
+
+class Linked(Protocol):
+    """A file with several names, on its way into `target`; `other_names` are those that are to be
+    linked to it, each with its target and its path."""
+
+    target: Target
+    name: bytes
+    identity: Identity | None
+    other_names: list[tuple[Target, bytes, bytes]]
+
+    @property
+    def digest(self) -> str | None: ...
 
 
 class TreeLinks:
@@ -29,13 +43,13 @@ class TreeLinks:
         self.copied = copied
         self._how, self._outcomes = how, outcomes
         self._top = os.path.abspath(path)
-        self._in_flight: dict[Identity, TreeFile] = {}  # of those, what is not in place yet
+        self._in_flight: dict[Identity, Linked] = {}  # of those, what is not in place yet
 
-    def add(self, file: TreeFile, source: Identity) -> None:
+    def add(self, file: Linked, source: Identity) -> None:
         """Keep the names that come for a file until it is in place."""
         file.identity, self._in_flight[source] = source, file
 
-    def discard(self, file: TreeFile) -> None:
+    def discard(self, file: Linked) -> None:
         """Keep no more names for a file."""
         if file.identity is not None:
             del self._in_flight[file.identity]
@@ -105,14 +119,23 @@ class TreeLinks:
         if file.identity is None:
             return
         if file.place is None or self._how.follow:
-            self._link_others(file, file.identity, file.destination.fd)
+            self.link_names(file, file.identity, file.destination.fd)
         else:  # the link is what gets another name
             flags = os.O_PATH | os.O_NOFOLLOW
             with File.open(file.name, flags, dir_fd=file.target.fd()) as link:
-                self._link_others(file, file.identity, link.fileno())
+                self.link_names(file, file.identity, link.fileno())
 
-    def _link_others(self, file: TreeFile, source: Identity, fd: int) -> None:
-        """Link those furthest down first: the way up to a parked directory begins at the one
+    def fail_others(self, file: Linked, error: OSError) -> None:
+        """Tell of each of its other names that the file is not there."""
+        for _, _, path in file.other_names:
+            self._outcomes.failed(
+                path, fail(error.errno or ESTALE, "its first name was not copied")
+            )
+
+    def link_names(self, file: Linked, source: Identity, fd: int) -> None:
+        """Link its other names to the copy of `source` that is open as `fd`.
+
+        Those furthest down first: the way up to a parked directory begins at the one
         before, and no more than these two are open."""
         with operation("look at copy"):
             found = os.fstat(fd)

@@ -26,6 +26,8 @@ class TreeTargets:
     that the engine is to do.
     """
 
+    _kind = Target
+
     def __init__(
         self,
         path: bytes,
@@ -62,18 +64,7 @@ class TreeTargets:
         """Make or take a directory, and give it what it can have before its entries; the rest
         would be undone by them."""
         file, created = make_directory(path, parent, follow=parent is None or self._how.keep_links)
-        backups = Backups(*self._how.backup) if self._how.backs_up else None
-        try:
-            with operation("make directory"):
-                target = Target(file, directory, parent, created=created, backups=backups)
-        except OSError:
-            file.let_go()  # the error lives on, and all that it knows with it
-            raise
-        self._open.add(target)
-        if parent is None:
-            # other names promise the data of files that are only looked at: all of it, at the end
-            together = self._how.link == "hard" or _syncs_together(file.fileno())
-            target.together = self._how.sync and together
+        target = self._adopt(file, directory, parent, created)
         early = self._kept(directory) - {"timestamps"}
         if early:
             try:
@@ -85,6 +76,24 @@ class TreeTargets:
         self._outcomes.directories += 1
         if created:
             self._outcomes.tell(directory.path, "directory", "directory")
+        return target
+
+    def _adopt(
+        self, file: File, directory: Directory, parent: Target | None, created: bool
+    ) -> Target:
+        """The target that is an open directory."""
+        backups = Backups(*self._how.backup) if self._how.backs_up else None
+        try:
+            with operation("make directory"):
+                target = self._kind(file, directory, parent, created=created, backups=backups)
+        except OSError:
+            file.let_go()  # the error lives on, and all that it knows with it
+            raise
+        self._open.add(target)
+        if parent is None:
+            # other names promise the data of files that are only looked at: all of it, at the end
+            together = self._how.link == "hard" or _syncs_together(file.fileno())
+            target.together = self._how.sync and together
         return target
 
     def _kept(self, directory: Directory) -> frozenset[str]:
@@ -100,11 +109,11 @@ class TreeTargets:
                 return
             try:
                 with operation("set attributes"):
-                    target.finish(self._kept(target.directory))
+                    self._finish(target)
             except OSError as error:
                 if not target.failed:
                     self._outcomes.failed(target.directory.path, error)
-            if self._how.sync and not target.together:
+            if self._is_synced(target):
                 try:
                     self._give(TargetSync(target))
                 except OSError as error:
@@ -112,6 +121,14 @@ class TreeTargets:
                 else:
                     return
             target = self._settle(target)
+
+    def _finish(self, target: Target) -> None:
+        """Give a directory what its entries would have changed. Raises OSError."""
+        target.finish(self._kept(target.directory))
+
+    def _is_synced(self, target: Target) -> bool:
+        """Whether a directory is to be synced by itself."""
+        return self._how.sync and not target.together
 
     def synced(self, sync: TargetSync) -> None:
         """The engine is done with the sync of a directory."""

@@ -11,16 +11,13 @@ import os
 from array import array
 from collections.abc import Iterator
 from errno import EBADMSG, EINVAL
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import xxhash
 
 from aiocp import engine, extents
 from aiocp.errors import VerificationFailed, fail, operation
 from aiocp.reading import Reads, reopen
-
-if TYPE_CHECKING:
-    from aiocp.destination import Destination
 
 _DIGEST = 16  # bytes
 
@@ -72,11 +69,11 @@ class Digests:
         digest = bytes(self._digests[_DIGEST * index : _DIGEST * (index + 1)])
         return self._offsets[index], self._lengths[index], digest
 
-    def between(self, size: int) -> Iterator[engine.Extent]:
-        """What of `size` bytes no block covers."""
-        if sum(self._lengths) >= size:
+    def between(self, size: int, start: int = 0) -> Iterator[engine.Extent]:
+        """What of `size` bytes, from `start` on, no block covers."""
+        if sum(self._lengths) >= size - start:
             return
-        done = 0
+        done = start
         for start, length in sorted(zip(self._offsets, self._lengths, strict=True)):
             if done < start:
                 yield done, start - done
@@ -85,13 +82,31 @@ class Digests:
             yield done, size - done
 
 
+class Copy(Protocol):
+    """What was written, as a Destination is."""
+
+    seekable: bool
+    regular: bool
+
+    @property
+    def fd(self) -> int: ...
+
+
 class Verification(Reads):
     """The blocks of a copy that is synced, read back. `close` when it has ended."""
 
     def __init__(
-        self, destination: "Destination", digests: Digests, size: int, block_size: int
+        self,
+        destination: Copy,
+        digests: Digests,
+        size: int,
+        block_size: int,
+        *,
+        start: int = 0,
+        whole: bool = True,
     ) -> None:
-        """Open the copy of `size` bytes again.
+        """Open the copy of `size` bytes again, of which those before `start` are no matter; if it
+        is not `whole` there may be more of it.
 
         Raises OSError: EINVAL for what cannot be read back, `VerificationFailed` for another size.
         """
@@ -108,12 +123,12 @@ class Verification(Reads):
         except OSError:
             self.close()
             raise
-        if there != size:
+        if there < size or (whole and there != size):
             self.close()
             raise _mismatch(f"it has {there} bytes, not {size}")
         self.read_direct = bool(self.alignment)
         self.alignment = max(self.alignment, 1)
-        self.size = size
+        self.size, self._start = size, start
         self._digests = digests
         self._expected: dict[int, bytes] = {}  # of what is in flight
         self.extents = self._blocks()
@@ -127,7 +142,7 @@ class Verification(Reads):
         for index in range(len(self._digests)):
             offset, length, self._expected[offset] = self._digests.block(index)
             yield offset, length
-        for start, length in self._digests.between(self.size):
+        for start, length in self._digests.between(self.size, self._start):
             if not self._regular:
                 yield start, length
                 continue

@@ -25,16 +25,18 @@ LAYERS = [
     {"shutil"},
     {"aio", "many"},
     {"tree_loop"},
-    {"tree_copier"},
-    {"dry_tree"},
-    {"tree_copy"},
+    {"copier", "probe", "tree_copier"},
+    {"dry_tree", "file_copier", "spread_tree"},
+    {"ahead", "ranges"},
+    {"crew"},
+    {"worker"},
+    {"part_tree", "range_copy"},
+    {"share", "tree_copy"},
     {"tree_files"},
     {"opening", "placing", "tree_links", "tree_progress"},
     {"budget", "foresee", "tree_file", "tree_node", "tree_targets"},
     {"count", "target", "tree_options", "tree_outcomes"},
-    {"copier", "probe"},
-    {"file_copier", "ground"},
-    {"link", "small"},
+    {"ground", "link", "small"},
     {"asked", "batch", "transfer"},
     {"reflink", "verify"},
     {"checksum", "reading"},
@@ -52,7 +54,7 @@ LAYERS = [
 def test_public_names() -> None:
     """What `from aiocp import ...` gives is a promise; a change of it is a decision."""
     results = ["CopyResult", "Outcome", "TreeResult"]
-    errors = ["Cancelled", "SourceChanged", "VerificationFailed"]
+    errors = ["Cancelled", "ExecutorFailed", "SourceChanged", "VerificationFailed"]
     names = ["Copier", "copy_file", "copy_tree"]
     assert sorted(results + errors + names) == sorted(aiocp.__all__)
     assert all(hasattr(aiocp, name) for name in aiocp.__all__)

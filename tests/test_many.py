@@ -5,6 +5,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -185,7 +186,7 @@ def test_a_forked_child_takes_a_context_of_its_own(source: Path, tmp_path: Path)
 )
 def test_it_has_every_option(function: Callable[..., object], options: type) -> None:
     """Of the same type."""
-    names = {"Algorithm": Algorithm, "Pace": Pace}
+    names = {"Algorithm": Algorithm, "Executor": Executor, "Pace": Pace}
     expected = get_type_hints(function, localns=names)
     for name in ("src", "dst", "depth", "block_size", "return"):
         del expected[name]

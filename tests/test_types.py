@@ -209,8 +209,8 @@ def test_every_argument_has_a_type(function: Callable[..., object]) -> None:
 @pytest.mark.parametrize(
     ("function", "awaited", "lacks"),
     [
-        (aiocp.copy_file, aio.copy_file, {"link", "cancel"}),
-        (aiocp.copy_tree, aio.copy_tree, {"cancel"}),
+        (aiocp.copy_file, aio.copy_file, {"link", "executor", "cancel"}),
+        (aiocp.copy_tree, aio.copy_tree, {"executor", "cancel"}),
     ],
 )
 def test_what_is_awaited_has_the_same_arguments(

@@ -1,0 +1,242 @@
+"""An executor whose workers do parts of a copy; the coordinator's side of it.
+
+    muster   every worker says who it is and what it sees, before the first byte
+    give     a part is submitted while fewer are with the executor than it has use for
+    take     what has come back is handed to whoever gave the part
+    lease    a file that the workers look at: when it goes they stop
+
+Which worker does a part, and whether another does it again, is the executor's business. Where one
+fails as a whole nothing more is given to it, and the copy ends.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
+from contextlib import suppress
+from errno import ECONNABORTED, ENOEXEC, EPERM, ESTALE
+from math import inf
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import Any, Self
+
+from aiocp import worker
+from aiocp.errors import Cancel, Cancelled, ExecutorFailed, operation
+from aiocp.linux import File, birth_time
+from aiocp.result import Worker
+from aiocp.share import Batch, BatchDone, Done, Ground, Range, pack
+
+# As many parts are with the executor as its workers have in hand, and as wait to be the next
+_AHEAD = 2
+_WAIT = 0.1  # seconds after which whoever waits looks at `cancel` again
+_COUNT_EVERY = 5.0  # seconds after which the workers are counted again
+_SETTLE = 5.0  # seconds for the workers to stop in
+
+# Evaluated by a worker, who may not have what could be called by its name: who it is, whose, and
+# which aiocp it has, None for none
+_WHO = """(lambda os, util, metadata: (
+    f"{os.uname().nodename}:{os.getpid()}",
+    os.geteuid(),
+    util.find_spec("aiocp")
+    and next((found.version for found in metadata.distributions(name="aiocp")), ""),
+))(*map(__import__("importlib").import_module, ("os", "importlib.util", "importlib.metadata")))"""
+
+Then = Callable[[Done | OSError], object]
+
+
+class Crew:
+    """The workers of an executor.
+
+    `pending` counts the parts that are not taken yet, `workers` are the figures of what was done.
+    To be waited for as a Stage is, but not for longer than a moment.
+    """
+
+    def __init__(self, executor: Executor, cancel: Cancel | None) -> None:
+        """Ask the workers who they are. Raises ExecutorFailed where one cannot do its part."""
+        self.pending = 0
+        self._executor, self._cancel = executor, cancel
+        self._given: dict[Future[Done], Then] = {}
+        self._ended: SimpleQueue[Future[Done]] = SimpleQueue()
+        self._waited_for: list[Future[Done]] = []
+        self._told: list[Callable[[], object]] = []
+        self._lease: File | None = None
+        self._most, self._counted = 0, -inf
+        self._shares: dict[str, Worker] = {}
+        self._ask()
+
+    # --- who they are ---
+
+    def _ask(self) -> None:
+        _, user, version = eval(_WHO)
+        for name, theirs, found in self._everyone(eval, _WHO):
+            if found is None:
+                raise ExecutorFailed(ENOEXEC, f"worker {name} has no aiocp")
+            if found != version:
+                raise ExecutorFailed(ENOEXEC, f"worker {name} has aiocp {found}, not {version}")
+            if theirs != user:
+                raise ExecutorFailed(EPERM, f"worker {name} runs as user {theirs}, not {user}")
+
+    def _everyone(self, call: Callable[..., Any], *arguments: Any) -> Iterable[Any]:
+        """What a call gives that every worker makes, as far as the executor can ask each."""
+        client = getattr(self._executor, "_client", None)
+        try:
+            if client is not None and hasattr(client, "run"):  # Dask's
+                return list(client.run(call, *arguments).values())
+            futures = [self._executor.submit(call, *arguments) for _ in range(self._capacity())]
+            return [future.result() for future in futures]
+        except ExecutorFailed:
+            raise
+        except Exception as error:
+            raise _failed(error) from error
+
+    def _capacity(self) -> int:
+        """How many parts the workers do at once, as far as the executor says."""
+        client = getattr(self._executor, "_client", None)
+        if client is not None and hasattr(client, "nthreads"):
+            return max(1, sum(map(int, client.nthreads().values())))
+        for known in ("num_workers", "_max_workers"):
+            if isinstance(number := getattr(self._executor, known, None), int):
+                return max(1, number)
+        return os.cpu_count() or 1
+
+    def muster(self, source: bytes, source_fd: int, directory: bytes, directory_fd: int) -> Ground:
+        """Have every worker see the source and the directory at the destination, both open here.
+
+        Raises ExecutorFailed, which names the one that does not; OSError.
+        """
+        token = os.urandom(8).hex().encode()
+        name = b".aiocp-" + token
+        with operation("create lease"):
+            self._lease = File.create_named(name, os.O_RDWR, dir_fd=directory_fd)
+            os.write(self._lease.fileno(), token)
+        born = os.fstat(source_fd).st_ino, birth_time(source_fd)
+        ground = Ground(
+            os.path.abspath(source),
+            born,
+            os.path.join(os.path.abspath(directory), name),
+            token,
+            os.geteuid(),
+        )
+        self._everyone(worker.fit, pack(ground))
+        return ground
+
+    # --- what they do ---
+
+    @property
+    def full(self) -> bool:
+        """Whether the executor has as many parts as it has use for."""
+        now = monotonic()
+        if now >= self._counted + _COUNT_EVERY:  # workers come and go
+            self._most, self._counted = _AHEAD * self._capacity() + 1, now
+        return self.pending >= self._most
+
+    def give(self, part: Batch | Range, then: Then) -> None:
+        """Have a part done; `then` is called with what became of it, in `take`.
+
+        Raises ExecutorFailed.
+        """
+        try:
+            future = self._executor.submit(worker.run, pack(part))
+        except Exception as error:
+            raise _failed(error) from error
+        self.pending += 1
+        self._given[future] = then
+        future.add_done_callback(self._came)
+
+    def _came(self, future: "Future[Done]") -> None:
+        """By any thread: a part has come back."""
+        self._ended.put(future)
+        for told in self._told:
+            told()
+
+    def tell(self, told: Callable[[], object]) -> None:
+        """Have this called, by any thread, whenever there is one more part to be taken."""
+        self._told.append(told)
+
+    def done(self) -> bool:
+        """Whether one has come back."""
+        return bool(self._waited_for) or not self._ended.empty()
+
+    def wait(self) -> None:
+        """Wait a moment for one to come back."""
+        if not self.done():
+            with suppress(Empty):
+                self._waited_for.append(self._ended.get(timeout=_WAIT))
+
+    def take(self) -> None:
+        """Hand on what has come back. Raises ExecutorFailed, Cancelled."""
+        future = self._waited_for.pop() if self._waited_for else self._ended.get()
+        self.pending -= 1
+        self._given.pop(future)(self._outcome(future))
+
+    def _outcome(self, future: "Future[Done]") -> Done | OSError:
+        try:
+            done = future.result()
+        except ExecutorFailed:
+            raise
+        except OSError as error:
+            return error
+        except Cancelled:
+            if self._cancel is not None and self._cancel.is_set():
+                raise
+            raise ExecutorFailed(ESTALE, "the lease is gone") from None
+        except (BrokenExecutor, CancelledError) as error:
+            raise _failed(error) from error
+        except Exception as error:  # noqa: BLE001 - of this part, whose workers were lost too often
+            return _failed(error)
+        self._count(done)
+        return done
+
+    def _count(self, done: Done) -> None:
+        what, name = done.what, done.worker
+        before = self._shares.get(name) or Worker(name, 0, 0, 0, 0.0, 0.0, 0, 0)
+        moved = before.bytes + (what.bytes if isinstance(what, BatchDone) else what.bytes_written)
+        busy = before.busy + done.busy
+        self._shares[name] = Worker(
+            name,
+            before.batches + 1,
+            before.files + (what.files if isinstance(what, BatchDone) else 0),
+            moved,
+            busy,
+            moved / busy,
+            max(before.depth, done.depth.asked),
+            max(before.peak_in_flight, done.depth.peak),
+        )
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        """What each has done."""
+        return tuple(self._shares[name] for name in sorted(self._shares))
+
+    # --- how it ends ---
+
+    def release(self) -> None:
+        """Let the lease go. Raises OSError from unlinkat(2)."""
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            with operation("remove lease"):
+                lease.close()
+
+    def close(self) -> None:
+        """Have what is not done stopped, and wait for it, unless a worker does not answer."""
+        with suppress(OSError):
+            self.release()
+        if self._given:
+            wait(self._given, timeout=_SETTLE)
+            for future in self._given:
+                future.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _failed(error: BaseException) -> ExecutorFailed:
+    """The error for what an executor has raised."""
+    words = " ".join(str(error).split())
+    failed = ExecutorFailed(
+        ECONNABORTED, f"the executor failed: {type(error).__name__}{': ' * bool(words)}{words}"
+    )
+    failed.__cause__ = error
+    return failed

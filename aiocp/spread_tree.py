@@ -1,0 +1,386 @@
+"""Copy a tree through the workers of an executor; this is the coordinator's part of it.
+
+    walk     as of any tree, with looks ahead; files go to the workers, by the batch, and by ranges
+             where they are large; directories and what is special are made here
+    took     what a batch has come to is told, and what it has copied counts as in place
+    leave    a directory whose last entry is in place is finished and synced here
+
+A directory that is left is closed as long as its files are with the workers.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from copy import copy
+from errno import ESTALE
+from functools import partial
+from typing import Any
+
+from aiocp.ahead import Ahead
+from aiocp.crew import Crew
+from aiocp.engine import Transfer
+from aiocp.errors import fail, operation
+from aiocp.hard_links import Identity
+from aiocp.linux import File
+from aiocp.metadata import umask
+from aiocp.ranges import How, Ranges, worth_cutting
+from aiocp.result import Worker
+from aiocp.share import Batch, BatchDone, Done, Ground, Names
+from aiocp.target import Target
+from aiocp.tree import Directory, Entry, Step, walk
+from aiocp.tree_copy import TreeCopy
+from aiocp.tree_file import TreeFile
+from aiocp.tree_targets import TreeTargets
+
+# A batch has as many files, or bytes in them, at most; the first ones are smaller, for all workers
+# to have something soon
+BATCH_FILES, BATCH_BYTES = 1024, 256 << 20
+_FIRST_FILES = 64
+
+_PATH_MAX = 4096 - 256  # bytes; a temporary name is a little longer
+
+
+class _Parked(Target):
+    """A directory that can be opened again by its `path`."""
+
+    __slots__ = ("path",)
+
+    path: bytes
+
+    def opened(self) -> File:
+        if self.file.fileno() < 0:
+            with operation("open directory again"):
+                file = File.open_far(self.path, os.O_RDONLY | os.O_DIRECTORY)
+                if not self.is_same(os.fstat(file.fileno())):
+                    raise fail(ESTALE, "moved while being copied")
+            self.file = file
+        return self.file
+
+    def let_go(self) -> None:
+        self.file.let_go()
+
+
+class _Targets(TreeTargets):
+    """Directories, the last of which is finished without the lease in it."""
+
+    _kind = _Parked
+
+    def __init__(self, crew: Crew, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._crew, self._top = crew, os.path.abspath(self._path)
+
+    def _adopt(
+        self, file: File, directory: Directory, parent: Target | None, created: bool
+    ) -> Target:
+        target = super()._adopt(file, directory, parent, created)
+        assert isinstance(target, _Parked)
+        target.path = os.path.join(self._top, directory.path) if directory.path else self._top
+        return target
+
+    def _finish(self, target: Target) -> None:
+        if target.parent is None:
+            self._crew.release()
+        super()._finish(target)
+
+
+class _Far:
+    """A file with several names that is with a worker."""
+
+    digest: str | None = None
+
+    def __init__(self, target: Target, name: bytes) -> None:
+        self.target, self.name = target, name
+        self.identity: Identity | None = None
+        self.other_names: list[tuple[Target, bytes, bytes]] = []
+
+    @property
+    def path(self) -> bytes:
+        return self.target.directory.join(self.name)
+
+
+class _Filling:
+    """The batch to come."""
+
+    def __init__(self) -> None:
+        self.names: dict[Target, Names] = {}
+        self.far: list[_Far] = []
+        self.files = self.bytes = 0
+
+    def add(self, target: Target, name: bytes, size: int, *, is_file: bool) -> None:
+        if (names := self.names.get(target)) is None:
+            names = self.names[target] = Names(target.directory.path, [], [])
+        (names.files if is_file else names.others).append(name)
+        self.files += 1
+        self.bytes += size
+
+    def paths(self) -> Iterator[bytes]:
+        """Of all that is in it, below the root."""
+        for target, names in self.names.items():
+            for name in (*names.files, *names.others):
+                yield target.directory.join(name)
+
+
+class SpreadTree(TreeCopy):
+    """The state of one copy_tree() whose files are copied by a crew."""
+
+    def __init__(self, crew: Crew, idle: bool, depth: int, *arguments: Any, **more: Any) -> None:
+        self._crew, self._idle, self._depth = crew, idle, depth
+        self._filling = _Filling()
+        self._batch_files = _FIRST_FILES
+        self._ground: Ground | None = None
+        self._synced = 0  # file systems, by workers
+        self.most = (0, 0)
+        super().__init__(*arguments, **more)
+        self._ahead = Ahead(follow=self.how.follow)
+        plain = self.how._replace(replace=None, resume=False, pace=None)
+        self._theirs = plain._replace(backup=("none", b"~"))
+
+    def _new_targets(self, give: Callable[[Transfer], object]) -> TreeTargets:
+        return _Targets(self._crew, self.names[1], self.how, self.outcomes, give)
+
+    def _walk(self, root: Directory) -> Generator[Step, None, None]:
+        return walk(root, self.outcomes.failed, **self._rules, listing=self._ahead)
+
+    def _enter(self, directory: Directory) -> None:
+        super()._enter(directory)
+        if directory.parent is None:
+            self._muster(directory)
+
+    def _muster(self, root: Directory) -> None:
+        """Have the workers see both sides, before anything is given to them."""
+        target = self._targets.root
+        assert target is not None
+        try:
+            self._ground = self._crew.muster(self.names[0], root.fd(), self.names[1], target.fd())
+        except OSError:
+            self._crew.close()
+            if target.created:
+                with suppress(OSError):
+                    os.rmdir(self.names[1])
+            raise
+
+    # --- what the walk gives ---
+
+    def _take_up(self, entry: Entry) -> Iterator[Transfer | None]:
+        directory, name, seen = entry.directory, entry.name, entry.seen
+        target: Target = directory.data
+        if seen is None or not self._is_theirs(seen):
+            yield from self._other(target, name, directory.fd())
+            return
+        path = directory.join(name)
+        identity = seen.st_dev, seen.st_ino
+        several = seen.st_nlink > 1 or self.how.follow  # a link that is followed is a name too
+        linked = several and "links" in self.how.preserve
+        try:
+            if not self._may_replace(target, name, path, seen):
+                return
+            if linked and self._links.link(identity, target, name, path, seen):
+                return
+            here = self.how.backs_up and target.look(name, follow=False) is not None
+        except OSError as error:
+            self.outcomes.failed(path, error)
+            return
+        if here:  # a part that is done twice would make two backups
+            yield from self._other(target, name, directory.fd(), wanted=True)
+        elif self._is_cut(path, seen):
+            key = identity if linked else None
+            yield from self._cut(target, name, directory.fd(), seen, key)
+        else:
+            self._add_theirs(target, name, seen, identity if linked else None)
+            filling = self._filling
+            if filling.files >= self._batch_files or filling.bytes >= BATCH_BYTES:
+                yield from self._send()
+
+    def _is_theirs(self, seen: os.stat_result) -> bool:
+        """Whether the workers copy it: what is a file for all of them, and links."""
+        return stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode)
+
+    def _add_theirs(
+        self, target: Target, name: bytes, seen: os.stat_result, identity: Identity | None
+    ) -> None:
+        is_file = stat.S_ISREG(seen.st_mode)
+        self._filling.add(target, name, seen.st_size * is_file, is_file=is_file)
+        target.waiting += 1
+        if identity is not None:
+            far = _Far(target, name)
+            self._filling.far.append(far)
+            self._links.add(far, identity)
+
+    def _send(self) -> Iterator[None]:
+        """Give the workers what has been gathered, when they have use for it."""
+        while self._crew.full:
+            self._on = self._crew
+            yield None
+        filling, self._filling = self._filling, _Filling()
+        self._batch_files = min(2 * self._batch_files, BATCH_FILES)
+        assert self._ground is not None
+        linked = bool(filling.far) and self.how.checksum is not None
+        batch = Batch(
+            self._ground,
+            (self._ground.source, os.path.dirname(self._ground.lease)),
+            self._theirs,
+            self._depth,
+            self._idle,
+            umask(),
+            self.outcomes.on_entry is not None or linked,
+            [*filling.names.values()],
+        )
+        self._crew.give(batch, partial(self._took, filling))
+
+    def _is_cut(self, path: bytes, seen: os.stat_result) -> bool:
+        """Whether several workers are to copy a file: not where it is digested, from its beginning
+        to its end, or has a path that is too long for a name."""
+        short = len(self._source(path)) < _PATH_MAX
+        return short and self.how.checksum is None and worth_cutting(seen.st_size)
+
+    def _source(self, path: bytes) -> bytes:
+        assert self._ground is not None
+        return os.path.join(self._ground.source, path)
+
+    def _cut(
+        self,
+        target: Target,
+        name: bytes,
+        from_fd: int,
+        seen: os.stat_result,
+        identity: Identity | None,
+    ) -> Iterator[Transfer | None]:
+        """Have a large file copied by ranges, unless it is cloned or written in place."""
+        path = target.directory.join(name)
+        try:
+            file = self._begin_file(target, name, from_fd, seen, identity, named=True)
+            there = file.cloned or file.destination.in_place
+            ranges = None if there else self._ranges(file, path)
+        except OSError as error:
+            self.outcomes.failed(path, error)
+            return
+        if ranges is None:
+            yield file
+            return
+        while ranges.more:
+            while self._crew.full:
+                self._on = self._crew
+                yield None
+            if ranges.more:  # it can have failed meanwhile
+                ranges.give()
+
+    def _ranges(self, file: TreeFile, path: bytes) -> Ranges:
+        """What gives the workers the ranges of a file, which then is to be ended by the engine."""
+        assert self._ground is not None
+        if file.place is None:
+            directory = os.path.join(
+                os.path.dirname(self._ground.lease), file.target.directory.path
+            )
+        else:
+            directory = file.place.directory.path()
+        how = self.how
+        return Ranges(
+            self._crew,
+            self._ground,
+            self._source(path),
+            os.path.join(directory, file.destination.temporary),
+            file,
+            How(
+                "auto",
+                self._depth,
+                how.block_size,
+                how.sync,
+                how.verify,
+                how.allow_changed,
+                self._idle,
+            ),
+            ended=partial(self._begun.append, file),
+        )
+
+    def _rest(self) -> Iterator[Transfer | None]:
+        if self._filling.files:
+            yield from self._send()
+        yield from super()._rest()
+        while self._crew.pending:
+            self._on = self._crew
+            yield None
+
+    def _leave(self, target: Target) -> None:
+        super()._leave(target)
+        if target.waiting and target.parent is not None:
+            target.park()
+
+    # --- what the workers give back ---
+
+    def _go_on(self, ended: Iterable[Transfer]) -> Iterator[None]:
+        yield from super()._go_on(ended)
+        while self._crew.done():
+            self._crew.take()
+
+    def _took(self, filling: _Filling, outcome: Done | OSError) -> None:
+        """Tell what became of a batch."""
+        if isinstance(outcome, OSError):
+            failures = [(path, _again(outcome)) for path in filling.paths()]
+        else:
+            what = outcome.what
+            assert isinstance(what, BatchDone)
+            failures = what.failures
+            self._add_up(what)
+        for path, error in failures:
+            self.outcomes.failed(path, error)
+        self._link_far(filling.far, dict(failures))
+        for target, names in filling.names.items():
+            self._targets.arrived(target, len(names.files) + len(names.others))
+
+    def _add_up(self, what: BatchDone) -> None:
+        outcomes = self.outcomes
+        outcomes.files += what.files
+        outcomes.links += what.links
+        outcomes.bytes += what.bytes
+        outcomes.holes += what.holes
+        outcomes.reflinked += what.reflinked
+        outcomes.moved += what.moved
+        self._synced += what.syncs
+        for told in what.told:
+            outcomes.tell(*told)
+
+    def _link_far(self, files: Iterable[_Far], failed: dict[bytes, OSError]) -> None:
+        """Give files that are in place their other names."""
+        for far in files:
+            self._links.discard(far)
+            try:
+                self._link_one(far, failed)
+            except OSError as error:
+                self._links.fail_others(far, error)
+            for target, _, _ in far.other_names:
+                self._targets.arrived(target)
+
+    def _link_one(self, far: _Far, failed: dict[bytes, OSError]) -> None:
+        path = far.path
+        while path:  # or the directory could not be opened
+            if path in failed:
+                raise failed[path]
+            path = os.path.dirname(path)
+        assert far.identity is not None
+        flags = os.O_PATH if self.how.follow else os.O_PATH | os.O_NOFOLLOW
+        with (
+            operation("open copy"),
+            File.open(far.name, flags, dir_fd=far.target.fd()) as file,
+        ):
+            self._links.link_names(far, far.identity, file.fileno())
+
+    @property
+    def syncs(self) -> int:
+        return super().syncs + self._synced
+
+    @property
+    def workers(self) -> tuple[Worker, ...]:
+        return self._crew.workers
+
+    def close(self) -> None:
+        self._crew.close()
+        self._ahead.close()
+        super().close()
+
+
+def _again(error: OSError) -> OSError:
+    """The same error, for another file."""
+    other = copy(error)
+    other.__cause__ = error.__cause__
+    return other
