@@ -5,7 +5,6 @@ time. What comes next is known when a directory has been looked into: those that
 """
 
 import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -151,14 +150,12 @@ def _look_into(parent: File, name: bytes, follow: bool) -> _Looked | None:
 def _look_at_each(entries: "Iterable[os.DirEntry[str]]", follow: bool) -> list[Found]:
     found: list[Found] = []
     for entry in entries:
-        seen = None
-        try:
+        is_directory, is_file, seen = False, False, None
+        with suppress(OSError):  # a link into nowhere, or one that went: its copy will say so
             is_directory = entry.is_dir(follow_symlinks=follow)
+            is_file = entry.is_file(follow_symlinks=False)
             if not is_directory:
                 seen = entry.stat(follow_symlinks=follow)
-        except OSError:  # a link into nowhere, or one that went: its copy will say so
-            is_directory = False
-        is_file = seen is not None and stat.S_ISREG(seen.st_mode)
         found.append((os.fsencode(entry.name), is_directory, is_file, seen))
     return found
 

@@ -10,17 +10,19 @@ fails as a whole nothing more is given to it, and the copy ends.
 """
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, wait
 from contextlib import suppress
 from errno import ECONNABORTED, ENOEXEC, EPERM, ESTALE
+from functools import partial
 from math import inf
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from aiocp import worker
-from aiocp.errors import Cancel, Cancelled, ExecutorFailed, operation
+from aiocp.errors import Cancel, Cancelled, ExecutorFailed, look, operation
 from aiocp.linux import File, birth_time
 from aiocp.result import Worker
 from aiocp.share import Batch, BatchDone, Done, Ground, Range, pack
@@ -40,6 +42,7 @@ _WHO = """(lambda os, util, metadata: (
     and next((found.version for found in metadata.distributions(name="aiocp")), ""),
 ))(*map(__import__("importlib").import_module, ("os", "importlib.util", "importlib.metadata")))"""
 
+T = TypeVar("T")
 Then = Callable[[Done | OSError], object]
 
 
@@ -59,7 +62,10 @@ class Crew:
         self._waited_for: list[Future[Done]] = []
         self._told: list[Callable[[], object]] = []
         self._lease: File | None = None
-        self._most, self._counted = 0, -inf
+        client = getattr(executor, "_client", None)  # Dask's
+        self._client: Any = client if hasattr(client, "nthreads") else None
+        self._most, self._counted = _AHEAD + 1, -inf  # until the workers are counted
+        self._counting: Future[int] | None = None
         self._shares: dict[str, Worker] = {}
         self._ask()
 
@@ -75,24 +81,30 @@ class Crew:
             if theirs != user:
                 raise ExecutorFailed(EPERM, f"worker {name} runs as user {theirs}, not {user}")
 
-    def _everyone(self, call: Callable[..., Any], *arguments: Any) -> Iterable[Any]:
-        """What a call gives that every worker makes, as far as the executor can ask each."""
-        client = getattr(self._executor, "_client", None)
+    def _everyone(self, call: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What a call gives that every worker makes, as far as the executor can ask each.
+
+        Raises ExecutorFailed, Cancelled.
+        """
         try:
-            if client is not None and hasattr(client, "run"):  # Dask's
-                return list(client.run(call, *arguments).values())
-            futures = [self._executor.submit(call, *arguments) for _ in range(self._capacity())]
-            return [future.result() for future in futures]
-        except ExecutorFailed:
+            if self._client is not None:  # asks those who are busy as well
+                asked = [_beside(partial(self._client.run, call, *arguments))]
+            else:
+                count = self._capacity()
+                asked = [self._executor.submit(call, *arguments) for _ in range(count)]
+            while wait(asked, timeout=_WAIT).not_done:
+                look(self._cancel)
+            answers = [future.result() for future in asked]
+        except (Cancelled, ExecutorFailed):
             raise
         except Exception as error:
             raise _failed(error) from error
+        return answers if self._client is None else list(answers[0].values())
 
     def _capacity(self) -> int:
         """How many parts the workers do at once, as far as the executor says."""
-        client = getattr(self._executor, "_client", None)
-        if client is not None and hasattr(client, "nthreads"):
-            return max(1, sum(map(int, client.nthreads().values())))
+        if self._client is not None:
+            return max(1, sum(map(int, self._client.nthreads().values())))
         for known in ("num_workers", "_max_workers"):
             if isinstance(number := getattr(self._executor, known, None), int):
                 return max(1, number)
@@ -124,9 +136,12 @@ class Crew:
     @property
     def full(self) -> bool:
         """Whether the executor has as many parts as it has use for."""
-        now = monotonic()
-        if now >= self._counted + _COUNT_EVERY:  # workers come and go
-            self._most, self._counted = _AHEAD * self._capacity() + 1, now
+        if self._counting is not None and self._counting.done():
+            if self._counting.exception() is None:  # else it will say so of a part
+                self._most = _AHEAD * self._counting.result() + 1
+            self._counting, self._counted = None, monotonic()
+        if self._counting is None and monotonic() >= self._counted + _COUNT_EVERY:
+            self._counting = _beside(self._capacity)
         return self.pending >= self._most
 
     def give(self, part: Batch | Range, then: Then) -> None:
@@ -230,6 +245,20 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _beside(call: Callable[[], T]) -> "Future[T]":
+    """Have a thread make a call that may not come back."""
+    future: Future[T] = Future()
+
+    def make() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is taken
+            future.set_exception(error)
+
+    threading.Thread(target=make, name="aiocp-ask", daemon=True).start()
+    return future
 
 
 def _failed(error: BaseException) -> ExecutorFailed:

@@ -182,6 +182,7 @@ def _copy(batch: Batch, context: Context, cancel: Cancel | None) -> BatchDone:
     return BatchDone(
         outcomes.files,
         outcomes.links,
+        outcomes.specials,
         outcomes.bytes,
         outcomes.holes,
         outcomes.reflinked,

@@ -112,6 +112,7 @@ class BatchDone(NamedTuple):
 
     files: int
     links: int
+    specials: int
     bytes: int
     holes: int
     reflinked: int

@@ -187,7 +187,7 @@ class SpreadTree(TreeCopy):
             key = identity if linked else None
             yield from self._cut(target, name, directory.fd(), seen, key)
         else:
-            self._add_theirs(target, name, seen, identity if linked else None)
+            self._add_theirs(entry, seen, identity if linked else None)
             filling = self._filling
             if filling.files >= self._batch_files or filling.bytes >= BATCH_BYTES:
                 yield from self._send()
@@ -196,11 +196,10 @@ class SpreadTree(TreeCopy):
         """Whether the workers copy it: what is a file for all of them, and links."""
         return stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode)
 
-    def _add_theirs(
-        self, target: Target, name: bytes, seen: os.stat_result, identity: Identity | None
-    ) -> None:
-        is_file = stat.S_ISREG(seen.st_mode)
-        self._filling.add(target, name, seen.st_size * is_file, is_file=is_file)
+    def _add_theirs(self, entry: Entry, seen: os.stat_result, identity: Identity | None) -> None:
+        target, name = entry.directory.data, entry.name
+        size = seen.st_size if stat.S_ISREG(seen.st_mode) else 0
+        self._filling.add(target, name, size, is_file=entry.is_file)
         target.waiting += 1
         if identity is not None:
             far = _Far(target, name)
@@ -332,6 +331,7 @@ class SpreadTree(TreeCopy):
         outcomes = self.outcomes
         outcomes.files += what.files
         outcomes.links += what.links
+        outcomes.specials += what.specials
         outcomes.bytes += what.bytes
         outcomes.holes += what.holes
         outcomes.reflinked += what.reflinked
