@@ -1,8 +1,8 @@
 """copy_tree(), its options and its result; the copying is TreeCopy's."""
 
 import os
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
@@ -341,7 +341,8 @@ class TreeCopier(NamedTuple):
             from aiocp.crew import Crew
             from aiocp.spread_tree import SpreadTree
 
-            crew = Crew(self.executor, self.cancel)  # before there are threads: it may fork
+            with self._named():  # before there are threads: an executor may fork
+                crew = Crew(self.executor, self.cancel)
             kind = partial(SpreadTree, crew, self.idle, self.depth)
         return kind(
             self.names,
@@ -358,8 +359,14 @@ class TreeCopier(NamedTuple):
 
     def steps(self, copy: TreeCopy, context: Context, reap: Reap) -> Generator[Wait, None, None]:
         """Make a copy, but for the waiting: TreeCopy.steps()."""
-        try:
+        with self._named():
             yield from copy.steps(context, reap, self.one_file_system, self.selection)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Give an error the names of both trees."""
+        try:
+            yield
         except OSError as error:
             error.filename, error.filename2 = map(os.fsdecode, self.names)
             raise
