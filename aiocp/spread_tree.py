@@ -130,7 +130,6 @@ class SpreadTree(TreeCopy):
         self._batch_files = _FIRST_FILES
         self._ground: Ground | None = None
         self._synced = 0  # file systems, by workers
-        self.most = (0, 0)
         super().__init__(*arguments, **more)
         self._ahead = Ahead(follow=self.how.follow)
         plain = self.how._replace(replace=None, resume=False, pace=None)
@@ -230,8 +229,9 @@ class SpreadTree(TreeCopy):
     def _is_cut(self, path: bytes, seen: os.stat_result) -> bool:
         """Whether several workers are to copy a file: not where it is digested, from its beginning
         to its end, or has a path that is too long for a name."""
-        short = len(self._source(path)) < _PATH_MAX
-        return short and self.how.checksum is None and worth_cutting(seen.st_size)
+        if not worth_cutting(seen.st_size) or self.how.checksum is not None:
+            return False
+        return len(self._source(path)) < _PATH_MAX
 
     def _source(self, path: bytes) -> bytes:
         assert self._ground is not None
@@ -249,12 +249,16 @@ class SpreadTree(TreeCopy):
         path = target.directory.join(name)
         try:
             file = self._begin_file(target, name, from_fd, seen, identity, named=True)
-            there = file.cloned or file.destination.in_place
-            ranges = None if there else self._ranges(file, path)
         except OSError as error:
             self.outcomes.failed(path, error)
             return
-        if ranges is None:
+        if file.cloned or file.destination.in_place:
+            yield file
+            return
+        try:
+            ranges = self._ranges(file, path)
+        except OSError as error:
+            file.error = error
             yield file
             return
         while ranges.more:

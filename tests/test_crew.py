@@ -15,6 +15,8 @@ import pytest
 
 from aiocp import Cancelled, ExecutorFailed, copy_file, copy_tree, crew, ranges, spread_tree, worker
 from aiocp.share import Batch, Ground, pack, unpack, version
+from faults import as_nobody
+from filesystems import scratch_directory
 
 FILES = 40
 
@@ -42,7 +44,10 @@ def do(call: Callable[..., Any], *arguments: Any) -> Any:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    tree = tmp_path / "tree"
+    return make_files(tmp_path / "tree")
+
+
+def make_files(tree: Path) -> Path:
     for i in range(FILES):
         (tree / f"{i % 4}").mkdir(parents=True, exist_ok=True)
         (tree / f"{i % 4}/{i}").write_text(f"{i}")
@@ -216,6 +221,33 @@ def test_a_part_that_is_done_again(tree: Path, copy: Path, times: int) -> None:
     result = copy_tree(tree, copy, executor=Scripted(again), preserve=["all"])
     assert (FILES, 1, ()) == (result.files, result.links, result.errors)
     assert [] == left(copy)
+
+
+@pytest.mark.root
+def test_it_is_done_again_by_an_ordinary_user() -> None:
+    """Who may not open the files that he has made read-only; those that were there are refused, as
+    by cp."""
+
+    def again(call: Callable[..., Any], *arguments: Any) -> Any:
+        call(*arguments)
+        return call(*arguments)
+
+    with scratch_directory() as scratch:
+        tree, copy = make_files(scratch / "tree"), scratch / "copy"
+        (copy / "1").mkdir(parents=True)
+        (copy / "1/1").write_text("old")
+        for path in [scratch, *scratch.rglob("*")]:
+            os.chown(path, 65534, 65534)
+            path.chmod(0o755 if path.is_dir() else 0o444)
+
+        def copied() -> bool:
+            errors: list[OSError] = []
+            copy_tree(tree, copy, executor=Scripted(again), on_error=errors.append)
+            return [str(copy / "1/1")] == [error.filename2 for error in errors]
+
+        assert as_nobody(copied)
+        assert [str(copy / "1/1")] == left(copy)
+        assert FILES == len([path for path in copy.rglob("*") if path.is_file()])
 
 
 def test_the_lease_is_gone(tree: Path, copy: Path) -> None:
