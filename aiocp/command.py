@@ -21,9 +21,6 @@ from aiocp.said import Said
 if TYPE_CHECKING:
     from aiocp.receipt import Receipt
 
-_OPEN_FILES = 16_384
-_COMPLETE = "_AIOCP_COMPLETE"  # set by the shell functions that --install-completion installs
-
 
 class Signals:
     """Turns the signals that end a program into a `cancel` for the copy.
