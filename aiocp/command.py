@@ -33,6 +33,9 @@ class Signals:
     def __init__(self) -> None:
         self.number = 0
         self.progress: Progress | None = None  # of what is being copied, for SIGUSR1
+
+    def take(self) -> None:
+        """From now on; until then they end the process at once."""
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
@@ -61,8 +64,7 @@ def perform(options: Options) -> int:
 
 def _copy(options: Options, held: ExitStack) -> int:
     """Copy each operand; the exit status. What is `held` is to be let go of then."""
-    said = Said(options)
-    signals = Signals()
+    said, signals = Said(options), Signals()
     how, pairs = request(
         options,
         cancel=signals,
@@ -71,6 +73,7 @@ def _copy(options: Options, held: ExitStack) -> int:
         on_entry=said.entry if said.listens else None,
         on_error=said.error,
     )
+    signals.take()
     said.receipt = held.enter_context(_receipt(options, pairs))
     operands = _operands(options, how)
     copy = operands.copy
@@ -102,6 +105,7 @@ def _probe(options: Options) -> int:
     from aiocp.report import report
 
     signals = Signals()
+    signals.take()
     try:
         done = report(options.probe, options.plot, options.as_json, signals)
     except Cancelled:

@@ -130,6 +130,18 @@ def test_the_first_of_several_files(source: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+def test_waiting_for_names(tmp_path: Path, number: signal.Signals) -> None:
+    """Nothing is begun while --files-from is read: the process just ends."""
+    os.mkfifo(tmp_path / "names")
+    with command("--files-from", tmp_path / "names", tmp_path, tmp_path / "copy") as process:
+        with (tmp_path / "names").open("wb"):  # has waited until it is being read
+            process.send_signal(number)
+            assert ("", "") == process.communicate(timeout=30)
+        assert process.returncode == -number
+    assert ["names"] == os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
 def test_waiting_for_a_writer(tmp_path: Path, number: signal.Signals) -> None:
     """A FIFO that nobody has opened to write."""
     (tmp_path / "directory").mkdir()
