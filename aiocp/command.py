@@ -19,6 +19,8 @@ from aiocp.request import request
 from aiocp.said import Said
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from aiocp.receipt import Receipt
 
 
@@ -73,6 +75,13 @@ def _copy(options: Options, held: ExitStack) -> int:
         on_entry=said.entry if said.listens else None,
         on_error=said.error,
     )
+    try:
+        executor = held.enter_context(_executor(options))
+    except ConnectionError as error:
+        said.error(error)
+        said.end(sync=options.sync)
+        return said.status
+    how = how._replace(common=how.common | {"executor": executor})
     signals.take()
     said.receipt = held.enter_context(_receipt(options, pairs))
     operands = _operands(options, how)
@@ -113,6 +122,15 @@ def _probe(options: Options) -> int:
         print(f"aiocp: stopped by {name}: nothing is left of the probe", file=sys.stderr)
         return Exit(128 + signals.number)
     return Exit.DONE if done else Exit.NOT_COPIED
+
+
+def _executor(options: Options) -> "AbstractContextManager[Executor | None]":
+    """Who copies, if others are to. Raises UsageError; ConnectionError where it is entered."""
+    if options.dask is None or options.dry_run:
+        return nullcontext()
+    from aiocp.dask_client import connect
+
+    return connect(options.dask)
 
 
 def _receipt(

@@ -344,6 +344,16 @@ class Options(NamedTuple):
         ),
     ] = None
     idle: Annotated[bool, _flag(TRANSFER, "Use the disk when nobody else does.", "--idle")] = False
+    dask: Annotated[
+        str | None,
+        _flag(
+            TRANSFER,
+            "Have a Dask scheduler's workers copy: HOST:PORT, tcp:// or tls://HOST:PORT, or its"
+            " file.",
+            "--dask",
+            metavar="ADDRESS",
+        ),
+    ] = None
     probe: Annotated[
         str | None,
         _flag(

@@ -106,6 +106,10 @@ def _refuse(options: Options, how: How) -> None:
         raise UsageError("--checksum is of contents: it excludes --attributes-only, --link and -s")
     if options.resume and (not options.sync or options.in_place):
         raise UsageError("--resume excludes --no-sync and --in-place")
+    if options.dask is not None and options.bwlimit is not None:
+        raise UsageError("--bwlimit is kept by one machine: it excludes --dask")
+    if options.dask is not None and options.in_place:
+        raise UsageError("--in-place excludes --dask")
     if options.in_place and (how.backup or how.link or how.removes):
         raise UsageError("--in-place excludes --backup, --link, -s and --remove-destination")
 

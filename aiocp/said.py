@@ -62,8 +62,11 @@ class Said:
         self._complain(f"warning: {words}")
 
     def error(self, error: OSError) -> None:
-        names = f"{quoted(error.filename)} to {quoted(error.filename2)}"
-        self._complain(f"cannot copy {names}: {error.strerror}")
+        """What was not copied; of an error that names no files, that nothing was, and why."""
+        what = ""
+        if error.filename is not None:
+            what = f"cannot copy {quoted(error.filename)} to {quoted(error.filename2)}: "
+        self._complain(f"{what}{error.strerror}")
         differs = isinstance(error, VerificationFailed)
         self.status = max(self.status, Exit.DIFFERS if differs else Exit.NOT_COPIED)
         if self._tally is not None:

@@ -16,7 +16,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"command", "usage"},
-    {"report", "request", "said"},
+    {"dask_client", "report", "request", "said"},
     {"dry_run"},
     {"heat_map", "json_lines", "options", "operands"},
     {"arguments", "parents", "progress", "receipt", "summary"},
