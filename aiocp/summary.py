@@ -5,7 +5,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from aiocp.outcome import Outcome
-from aiocp.result import CopyResult, TreeResult
+from aiocp.result import CopyResult, TreeResult, Worker
 
 _KINDS = {"file": "files", "directory": "directories", "link": "links", "special": "specials"}
 _SINGLE = {"directories": "directory", "specials": "special file"}
@@ -18,6 +18,7 @@ class Summary(NamedTuple):
     that was with O_DIRECT on both sides for all of them. `depth` and `peak_in_flight` are those of
     the operand that had most in flight. `synced` and `verified` hold for all that is counted.
     `elapsed` is in seconds, `rate` in bytes per second. `signal` is the name of what stopped it.
+    `workers` are those of all operands.
     """
 
     files: int
@@ -38,6 +39,7 @@ class Summary(NamedTuple):
     rate: float
     signal: str | None
     exit_status: int
+    workers: tuple[Worker, ...]
 
     def lines(self, *, dry_run: bool = False) -> list[str]:
         """In words; for a dry run what would have been."""
@@ -58,6 +60,7 @@ class Summary(NamedTuple):
         return [
             f"{', '.join(counts)}: {self.bytes:,} bytes {pace}",
             f"{how}{'; ' * bool(how)}{', '.join(done)}",
+            *map(_work, self.workers),
         ]
 
 
@@ -65,6 +68,28 @@ def _count(number: int, name: str) -> str:
     """3 files, 1 directory."""
     words = "special files" if name == "specials" else name
     return f"{number:,} {words if number != 1 else _SINGLE.get(name, name[:-1])}"
+
+
+def _work(worker: Worker) -> str:
+    batches = f"{worker.batches:,} batch{'es' * (worker.batches != 1)}"
+    return (
+        f"{worker.name}: {batches}, {_count(worker.files, 'files')}: {worker.bytes:,} bytes in"
+        f" {worker.busy:.3f} s, {worker.rate / 1e6:,.0f} MB/s;"
+        f" {worker.peak_in_flight:,} of {worker.depth:,} in flight"
+    )
+
+
+def _together(one: Worker, other: Worker) -> Worker:
+    """What a worker has done of two operands."""
+    busy, size = one.busy + other.busy, one.bytes + other.bytes
+    most = max(one, other, key=lambda each: (each.peak_in_flight, each.depth))
+    return most._replace(
+        batches=one.batches + other.batches,
+        files=one.files + other.files,
+        bytes=size,
+        busy=busy,
+        rate=size / busy if busy else 0.0,
+    )
 
 
 class Tally:
@@ -75,6 +100,7 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self._methods: Counter[str] = Counter()
         self._most = (0, 0)  # in flight, of the depth
+        self._workers: dict[str, Worker] = {}
         self._synced, self._verified = sync, verify
 
     def entry(self, entry: Outcome | CopyResult) -> None:
@@ -97,6 +123,9 @@ class Tally:
         self._most = max(self._most, (result.peak_in_flight, result.depth))
         self._synced &= result.synced
         self._verified &= result.verified
+        for worker in result.workers:
+            known = self._workers.get(worker.name)
+            self._workers[worker.name] = _together(known, worker) if known else worker
 
     def summary(self, exit_status: int, signal: str | None = None) -> Summary:
         """All of it, for now; what a `signal` has stopped is not known to be synced."""
@@ -121,4 +150,5 @@ class Tally:
             rate=counts["bytes"] / elapsed,
             signal=signal,
             exit_status=exit_status,
+            workers=tuple(self._workers.values()),
         )

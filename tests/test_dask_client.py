@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from aiocp.exit_status import Exit
+from aiocp.result import Worker
 
 COMMAND = [sys.executable, "-m", "aiocp"]
 NOBODY = "127.0.0.1:1"
@@ -232,6 +233,31 @@ def test_tls(tmp_path: Path) -> None:
 
 
 # --- the command ---------------------------------------------------------------------------------
+
+
+def test_workers_copy(running: str, tmp_path: Path) -> None:
+    """All operands; the summary has a line, or an object, for each of them."""
+    for tree in ("one", "two"):
+        (tmp_path / tree).mkdir()
+        for number in range(3):
+            (tmp_path / tree / str(number)).write_bytes(b"%d" % number * 1000)
+    (tmp_path / "into").mkdir()
+    operands = [tmp_path / name for name in ("one", "two", "into")]
+    done = aiocp("-rv", *operands, f"--dask={running}")
+    *_, worker = done.stderr.splitlines()
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"aiocp: [\w.-]+:\d+: 2 batches, 6 files: 6,000 bytes in \d+\.\d{3} s, \d+ MB/s;"
+        r" \d+ of \d+ in flight",
+        worker,
+    )
+    for tree in ("one", "two"):
+        subprocess.run(["diff", "-r", tmp_path / tree, tmp_path / "into" / tree], check=True)
+    done = aiocp("-r", "--json", *operands, f"--dask={running}")
+    assert (0, "") == (done.returncode, done.stderr)
+    (told,) = json.loads(done.stdout.splitlines()[-1])["workers"]
+    assert {*Worker._fields} == told.keys()
+    assert (2, 6, 6000) == (told["batches"], told["files"], told["bytes"])
 
 
 def test_nobody_copies(source: Path, tmp_path: Path) -> None:
