@@ -49,7 +49,8 @@ Then = Callable[[Done | OSError], object]
 class Crew:
     """The workers of an executor.
 
-    `pending` counts the parts that are not taken yet, `workers` are the figures of what was done.
+    `pending` counts the parts that are not taken yet, `hands` how many are done at once, as far as
+    is known; `workers` are the figures of what was done.
     To be waited for as a Stage is, but not for longer than a moment.
     """
 
@@ -64,7 +65,7 @@ class Crew:
         self._lease: File | None = None
         client = getattr(executor, "_client", None)  # Dask's
         self._client: Any = client if hasattr(client, "nthreads") else None
-        self._most, self._counted = _AHEAD + 1, -inf  # until the workers are counted
+        self.hands, self._counted = 1, -inf
         self._counting: Future[int] | None = None
         self._shares: dict[str, Worker] = {}
         self._ask()
@@ -138,11 +139,11 @@ class Crew:
         """Whether the executor has as many parts as it has use for."""
         if self._counting is not None and self._counting.done():
             if self._counting.exception() is None:  # else it will say so of a part
-                self._most = _AHEAD * self._counting.result() + 1
+                self.hands = self._counting.result()
             self._counting, self._counted = None, monotonic()
         if self._counting is None and monotonic() >= self._counted + _COUNT_EVERY:
             self._counting = _beside(self._capacity)
-        return self.pending >= self._most
+        return self.pending >= _AHEAD * self.hands
 
     def give(self, part: Batch | Range, then: Then) -> None:
         """Have a part done; `then` is called with what became of it, in `take`.

@@ -446,7 +446,7 @@ class FileCopier(NamedTuple):
         source, destination = transfer.source, transfer.destination
         path, directory = source.file.path(), destination.directory
         assert self.executor is not None
-        with Crew(self.executor, self.cancel) as crew:
+        with Crew(self.executor, self.cancel) as crew, ExitStack() as stack:
             ground = crew.muster(path, source.fd, directory.path(), directory.fileno())
             ranges = Ranges(
                 crew,
@@ -464,6 +464,7 @@ class FileCopier(NamedTuple):
                     self.idle,
                 ),
             )
+            stack.callback(ranges.stopped)
             while ranges.more or ranges.pending:
                 look(self.cancel)
                 while ranges.more and not crew.full:
@@ -472,6 +473,7 @@ class FileCopier(NamedTuple):
                 while crew.done():
                     crew.take()
                 self._report(transfer.moved, transfer.size)
+            stack.pop_all()
         return ranges
 
     def _read(self, transfer: FileTransfer, context: Context) -> Steps[None]:

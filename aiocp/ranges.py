@@ -186,8 +186,17 @@ class Ranges:
         self._mark()
 
     def _mark(self) -> None:
-        """Have it known how far all is on the disk, if that is to be resumed."""
-        unfinished, transfer = self._transfer.unfinished, self._transfer
-        if unfinished is not None and unfinished.due(transfer.bytes_written):
-            first = self._next.start if self._next is not None else transfer.size
-            unfinished.mark(max(transfer.resumed, min(self._open, default=first)))
+        """Have it known how far all is on the disk, now and then, if that is to be resumed."""
+        unfinished = self._transfer.unfinished
+        if unfinished is not None and unfinished.due(self._transfer.bytes_written):
+            unfinished.mark(self._reached())
+
+    def _reached(self) -> int:
+        first = self._next.start if self._next is not None else self._transfer.size
+        return max(self._transfer.resumed, min(self._open, default=first))
+
+    def stopped(self) -> None:
+        """Have it known how far all is that has come back: nothing more does."""
+        if (unfinished := self._transfer.unfinished) is not None:
+            unfinished.mark(self._reached())
+            unfinished.settle()

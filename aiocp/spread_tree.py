@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from aiocp.ahead import Ahead
+from aiocp.backlog import Backlog, Far, Gathered, Waiting
 from aiocp.crew import Crew
 from aiocp.engine import Transfer
 from aiocp.errors import fail, operation
@@ -26,17 +27,12 @@ from aiocp.linux import File
 from aiocp.metadata import umask
 from aiocp.ranges import How, Ranges, worth_cutting
 from aiocp.result import Worker
-from aiocp.share import Batch, BatchDone, Done, Ground, Names
+from aiocp.share import Batch, BatchDone, Done, Ground
 from aiocp.target import Target
 from aiocp.tree import Directory, Entry, Step, walk
 from aiocp.tree_copy import TreeCopy
 from aiocp.tree_file import TreeFile
 from aiocp.tree_targets import TreeTargets
-
-# A batch has as many files, or bytes in them, at most; the first ones are smaller, for all workers
-# to have something soon
-BATCH_FILES, BATCH_BYTES = 1024, 256 << 20
-_FIRST_FILES = 64
 
 _PATH_MAX = 4096 - 256  # bytes; a temporary name is a little longer
 
@@ -84,50 +80,13 @@ class _Targets(TreeTargets):
         super()._finish(target)
 
 
-class _Far:
-    """A file with several names that is with a worker."""
-
-    digest: str | None = None
-
-    def __init__(self, target: Target, name: bytes) -> None:
-        self.target, self.name = target, name
-        self.identity: Identity | None = None
-        self.other_names: list[tuple[Target, bytes, bytes]] = []
-
-    @property
-    def path(self) -> bytes:
-        return self.target.directory.join(self.name)
-
-
-class _Filling:
-    """The batch to come."""
-
-    def __init__(self) -> None:
-        self.names: dict[Target, Names] = {}
-        self.far: list[_Far] = []
-        self.files = self.bytes = 0
-
-    def add(self, target: Target, name: bytes, size: int, *, is_file: bool) -> None:
-        if (names := self.names.get(target)) is None:
-            names = self.names[target] = Names(target.directory.path, [], [])
-        (names.files if is_file else names.others).append(name)
-        self.files += 1
-        self.bytes += size
-
-    def paths(self) -> Iterator[bytes]:
-        """Of all that is in it, below the root."""
-        for target, names in self.names.items():
-            for name in (*names.files, *names.others):
-                yield target.directory.join(name)
-
-
 class SpreadTree(TreeCopy):
     """The state of one copy_tree() whose files are copied by a crew."""
 
     def __init__(self, crew: Crew, idle: bool, depth: int, *arguments: Any, **more: Any) -> None:
         self._crew, self._idle, self._depth = crew, idle, depth
-        self._filling = _Filling()
-        self._batch_files = _FIRST_FILES
+        self._backlog = Backlog()
+        self._ranges: dict[TreeFile, Ranges] = {}  # of files that are with the crew
         self._ground: Ground | None = None
         self._synced = 0  # file systems, by workers
         super().__init__(*arguments, **more)
@@ -186,34 +145,32 @@ class SpreadTree(TreeCopy):
             key = identity if linked else None
             yield from self._cut(target, name, directory.fd(), seen, key)
         else:
-            self._add_theirs(entry, seen, identity if linked else None)
-            filling = self._filling
-            if filling.files >= self._batch_files or filling.bytes >= BATCH_BYTES:
-                yield from self._send()
+            self._put_off(entry, seen, identity if linked else None)
+            if self._backlog.ready and (self._backlog.full or not self._crew.full):
+                yield from self._give()
 
     def _is_theirs(self, seen: os.stat_result) -> bool:
         """Whether the workers copy it: what is a file for all of them, and links."""
         return stat.S_ISREG(seen.st_mode) or stat.S_ISLNK(seen.st_mode)
 
-    def _add_theirs(self, entry: Entry, seen: os.stat_result, identity: Identity | None) -> None:
-        target, name = entry.directory.data, entry.name
-        size = seen.st_size if stat.S_ISREG(seen.st_mode) else 0
-        self._filling.add(target, name, size, is_file=entry.is_file)
+    def _put_off(self, entry: Entry, seen: os.stat_result, identity: Identity | None) -> None:
+        """Have a file, or a link, wait for a worker."""
+        target: Target = entry.directory.data
         target.waiting += 1
+        size, far = seen.st_size if stat.S_ISREG(seen.st_mode) else 0, None
         if identity is not None:
-            far = _Far(target, name)
-            self._filling.far.append(far)
+            far = Far(target, entry.name)
             self._links.add(far, identity)
+        self._backlog.add(Waiting(target, entry.name, size, entry.is_file, far))
 
-    def _send(self) -> Iterator[None]:
-        """Give the workers what has been gathered, when they have use for it."""
+    def _give(self) -> Iterator[None]:
+        """Give the crew what waits, or a part of it, when it has use for that."""
         while self._crew.full:
             self._on = self._crew
             yield None
-        filling, self._filling = self._filling, _Filling()
-        self._batch_files = min(2 * self._batch_files, BATCH_FILES)
+        gathered = self._backlog.take(self._crew.hands)
         assert self._ground is not None
-        linked = bool(filling.far) and self.how.checksum is not None
+        linked = bool(gathered.far) and self.how.checksum is not None
         batch = Batch(
             self._ground,
             (self._ground.source, os.path.dirname(self._ground.lease)),
@@ -222,9 +179,9 @@ class SpreadTree(TreeCopy):
             self._idle,
             umask(),
             self.outcomes.on_entry is not None or linked,
-            [*filling.names.values()],
+            [*gathered.names.values()],
         )
-        self._crew.give(batch, partial(self._took, filling))
+        self._crew.give(batch, partial(self._took, gathered))
 
     def _is_cut(self, path: bytes, seen: os.stat_result) -> bool:
         """Whether several workers are to copy a file: not where it is digested, from its beginning
@@ -256,11 +213,13 @@ class SpreadTree(TreeCopy):
             yield file
             return
         try:
-            ranges = self._ranges(file, path)
+            ranges = self._new_ranges(file, path)
         except OSError as error:
             file.error = error
             yield file
             return
+        if ranges.more:
+            self._ranges[file] = ranges
         while ranges.more:
             while self._crew.full:
                 self._on = self._crew
@@ -268,7 +227,7 @@ class SpreadTree(TreeCopy):
             if ranges.more:  # it can have failed meanwhile
                 ranges.give()
 
-    def _ranges(self, file: TreeFile, path: bytes) -> Ranges:
+    def _new_ranges(self, file: TreeFile, path: bytes) -> Ranges:
         """What gives the workers the ranges of a file, which then is to be ended by the engine."""
         assert self._ground is not None
         if file.place is None:
@@ -293,12 +252,12 @@ class SpreadTree(TreeCopy):
                 how.allow_changed,
                 self._idle,
             ),
-            ended=partial(self._begun.append, file),
+            ended=partial(self._all_there, file),
         )
 
     def _rest(self) -> Iterator[Transfer | None]:
-        if self._filling.files:
-            yield from self._send()
+        while self._backlog:
+            yield from self._give()
         yield from super()._rest()
         while self._crew.pending:
             self._on = self._crew
@@ -316,10 +275,10 @@ class SpreadTree(TreeCopy):
         while self._crew.done():
             self._crew.take()
 
-    def _took(self, filling: _Filling, outcome: Done | OSError) -> None:
+    def _took(self, gathered: Gathered, outcome: Done | OSError) -> None:
         """Tell what became of a batch."""
         if isinstance(outcome, OSError):
-            failures = [(path, _again(outcome)) for path in filling.paths()]
+            failures = [(path, _again(outcome)) for path in gathered.paths()]
         else:
             what = outcome.what
             assert isinstance(what, BatchDone)
@@ -327,9 +286,14 @@ class SpreadTree(TreeCopy):
             self._add_up(what)
         for path, error in failures:
             self.outcomes.failed(path, error)
-        self._link_far(filling.far, dict(failures))
-        for target, names in filling.names.items():
-            self._targets.arrived(target, len(names.files) + len(names.others))
+        self._link_far(gathered.far, dict(failures))
+        for target, count in gathered.counts():
+            self._targets.arrived(target, count)
+
+    def _all_there(self, file: TreeFile) -> None:
+        """A large file is to be put in place, by the engine."""
+        self._ranges.pop(file, None)
+        self._begun.append(file)
 
     def _add_up(self, what: BatchDone) -> None:
         outcomes = self.outcomes
@@ -344,7 +308,7 @@ class SpreadTree(TreeCopy):
         for told in what.told:
             outcomes.tell(*told)
 
-    def _link_far(self, files: Iterable[_Far], failed: dict[bytes, OSError]) -> None:
+    def _link_far(self, files: Iterable[Far], failed: dict[bytes, OSError]) -> None:
         """Give files that are in place their other names."""
         for far in files:
             self._links.discard(far)
@@ -355,7 +319,7 @@ class SpreadTree(TreeCopy):
             for target, _, _ in far.other_names:
                 self._targets.arrived(target)
 
-    def _link_one(self, far: _Far, failed: dict[bytes, OSError]) -> None:
+    def _link_one(self, far: Far, failed: dict[bytes, OSError]) -> None:
         path = far.path
         while path:  # or the directory could not be opened
             if path in failed:
@@ -379,6 +343,8 @@ class SpreadTree(TreeCopy):
 
     def close(self) -> None:
         self._crew.close()
+        for ranges in self._ranges.values():
+            ranges.stopped()
         self._ahead.close()
         super().close()
 

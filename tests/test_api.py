@@ -27,7 +27,7 @@ LAYERS = [
     {"tree_loop"},
     {"copier", "probe", "tree_copier"},
     {"dry_tree", "file_copier", "spread_tree"},
-    {"ahead", "ranges"},
+    {"ahead", "backlog", "ranges"},
     {"crew"},
     {"worker"},
     {"part_tree", "range_copy"},

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aiocp import Cancelled, ExecutorFailed, copy_file, copy_tree, crew, ranges, spread_tree, worker
+from aiocp import Cancelled, ExecutorFailed, backlog, copy_file, copy_tree, crew, ranges, worker
 from aiocp.share import Batch, Ground, pack, unpack, version
 from faults import as_nobody
 from filesystems import scratch_directory
@@ -62,8 +62,8 @@ def copy(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some ten of them."""
-    monkeypatch.setattr(spread_tree, "_FIRST_FILES", 4)
-    monkeypatch.setattr(spread_tree, "BATCH_FILES", 4)
+    monkeypatch.setattr(backlog, "LEAST_FILES", 4)
+    monkeypatch.setattr(backlog, "MOST_FILES", 4)
 
 
 def left(copy: Path) -> list[str]:
