@@ -6,6 +6,7 @@ done     what is answered is synced
 """
 
 import os
+import traceback
 from errno import ENOENT, ENOEXEC, EPERM, ESTALE
 from time import monotonic, perf_counter
 
@@ -53,6 +54,14 @@ def fit(message: bytes) -> str:
 
 def run(message: bytes) -> Done:
     """Do one part. Raises ExecutorFailed, Cancelled, and OSError where none of it was done."""
+    try:
+        return _run(message)
+    except BaseException as error:  # which an executor may keep, with all that its frames have open
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def _run(message: bytes) -> Done:
     begun = perf_counter()
     part = unpack(message)
     if part is None or isinstance(part, Ground):
