@@ -29,7 +29,7 @@ from aiocp.ranges import How, Ranges, worth_cutting
 from aiocp.result import Worker
 from aiocp.share import Batch, BatchDone, Done, Ground
 from aiocp.target import Target
-from aiocp.tree import Directory, Entry, Step, walk
+from aiocp.tree import Directory, Entry, Step, walk, without_empty
 from aiocp.tree_copy import TreeCopy
 from aiocp.tree_file import TreeFile
 from aiocp.tree_targets import TreeTargets
@@ -98,7 +98,8 @@ class SpreadTree(TreeCopy):
         return _Targets(self._crew, self.names[1], self.how, self.outcomes, give)
 
     def _walk(self, root: Directory) -> Generator[Step, None, None]:
-        return walk(root, self.outcomes.failed, **self._rules, listing=self._ahead)
+        steps = walk(root, self.outcomes.failed, **self._rules, listing=self._ahead)
+        return steps if root.included else without_empty(steps)
 
     def _enter(self, directory: Directory) -> None:
         super()._enter(directory)

@@ -125,7 +125,7 @@ def walk(
         root.implied = ITSELF not in selection.names
     root.included = selection.include is None
     steps = _walk(root, on_error, follow, one_file_system, selection, listing)
-    return steps if root.included or listing else _without_empty(steps)
+    return steps if root.included or listing else without_empty(steps)
 
 
 def _walk(
@@ -212,7 +212,7 @@ def list_entries(
             yield Entry(directory, name, is_file)
 
 
-def _without_empty(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
+def without_empty(steps: Generator[Step, None, None]) -> Generator[Step, None, None]:
     """Hold directories back until something in them is given, or all in them is included."""
     held: list[Directory] = []  # the last of those on the way down
     with closing(steps):
