@@ -122,8 +122,9 @@ class Ahead:
     def _look_ahead(self, directory: Directory, below: list[bytes]) -> None:
         """Look into what comes next: what is in this directory, then what is next to it."""
         if below:
-            file = File.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory.fd())
-            self._levels.append(_Level(directory, file, deque(below), {}))
+            with suppress(OSError):  # may be listed and not searched: what is in it will say so
+                file = File.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory.fd())
+                self._levels.append(_Level(directory, file, deque(below), {}))
         for level in reversed(self._levels):
             while level.names and self._under_way < _MOST:
                 name = level.names.popleft()
