@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
-from errno import EACCES
+from errno import EACCES, EEXIST
 from operator import add
 from typing import Any
 
@@ -194,9 +194,10 @@ def _copy(batch: Batch, context: Context, cancel: Cancel | None) -> BatchDone:
 
 
 def _ours(batch: Batch, failures: Iterable[Failure]) -> list[Names]:
-    """Of what may not be opened at the destination what is of this copy: made by a worker that was
-    lost before it could say so, as it has changed since the lease was made."""
-    denied = {path for path, error in failures if error.errno == EACCES}
+    """Of what may not be opened at the destination, or came to be there meanwhile, what is of this
+    copy: made by a worker that was lost, or taken for it, before it could say so, as it has changed
+    since the lease was made."""
+    denied = {path for path, error in failures if error.errno in (EACCES, EEXIST)}
     if not denied:
         return []
     since = os.stat(batch.ground.lease).st_ctime_ns
