@@ -13,7 +13,7 @@ import stat
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from copy import copy
-from errno import ESTALE
+from errno import EIO, ESTALE
 from functools import partial
 from typing import Any
 
@@ -257,10 +257,10 @@ class SpreadTree(TreeCopy):
         )
 
     def _rest(self) -> Iterator[Transfer | None]:
-        while self._backlog:
-            yield from self._give()
         yield from super()._rest()
-        while self._crew.pending:
+        while self._crew.pending or self._backlog:
+            while self._backlog and not self._crew.full:
+                yield from self._give()
             self._on = self._crew
             yield None
 
@@ -278,15 +278,19 @@ class SpreadTree(TreeCopy):
 
     def _took(self, gathered: Gathered, outcome: Done | OSError) -> None:
         """Tell what became of a batch."""
+        digests: dict[bytes, str | None] = {}
         if isinstance(outcome, OSError):
             failures = [(path, _again(outcome)) for path in gathered.paths()]
         else:
             what = outcome.what
             assert isinstance(what, BatchDone)
             failures = what.failures
+            digests = {path: digest for path, *_, digest, _ in what.told}
             self._add_up(what)
         for path, error in failures:
             self.outcomes.failed(path, error)
+        for far in gathered.far:
+            far.digest = digests.get(far.path)
         self._link_far(gathered.far, dict(failures))
         for target, count in gathered.counts():
             self._targets.arrived(target, count)
@@ -316,9 +320,22 @@ class SpreadTree(TreeCopy):
             try:
                 self._link_one(far, failed)
             except OSError as error:
+                if far.other_names and error.errno != EIO:  # which the file has under each
+                    self._copy_next(far)
+                    continue
                 self._links.fail_others(far, error)
             for target, _, _ in far.other_names:
                 self._targets.arrived(target)
+
+    def _copy_next(self, far: Far) -> None:
+        """Have a file copied under its second name, as it was not under its first."""
+        (target, name, _), *others = far.other_names
+        following = Far(target, name)
+        following.other_names = others
+        assert far.identity is not None
+        self._links.add(following, far.identity)
+        # no file by a listing: it can be a link that is followed
+        self._backlog.add(Waiting(target, name, 0, is_file=False, far=following))
 
     def _link_one(self, far: Far, failed: dict[bytes, OSError]) -> None:
         path = far.path
