@@ -18,7 +18,7 @@ from aiocp.errors import Cancel
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.selection import EVERYTHING, Selection
-from aiocp.share import Batch, BatchDone, Depth, Failure, Names, Told
+from aiocp.share import Batch, BatchDone, Depth, Failure, Names, Told, kernel
 from aiocp.stage import Stage
 from aiocp.target import Target, open_target
 from aiocp.tree import Directory, Entry, OnError, Step, walk
@@ -152,8 +152,9 @@ class PartTree(TreeCopy):
             yield Entry(directory, name, is_file=False)
 
     def _sync_names(self) -> Iterator[Wait]:
-        """A file system that is synced as a whole is of one kernel: the coordinator does it."""
-        return iter(())
+        if self._batch.synced_by and self._batch.synced_by == kernel():
+            return iter(())
+        return super()._sync_names()
 
 
 def copy_batch(batch: Batch, cancel: Cancel | None) -> tuple[BatchDone, Depth]:

@@ -6,6 +6,7 @@ to know, and what it asks for can be done twice, as an executor does that has lo
 
 import os
 import pickle
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
@@ -46,6 +47,8 @@ class Batch(NamedTuple):
     """Files, and symbolic links, from one tree to another: `roots` of both.
 
     `listens` tells whether it is to be told what became of each; `umask` is the coordinator's.
+    `synced_by` is the kernel() whose file system the coordinator will sync as a whole, empty for
+    none: what has got a name there need not be synced by anybody else.
     """
 
     ground: Ground
@@ -54,6 +57,7 @@ class Batch(NamedTuple):
     depth: int
     idle: bool
     umask: int
+    synced_by: bytes
     listens: bool
     names: list[Names]
 
@@ -143,6 +147,14 @@ class Done(NamedTuple):
     busy: float
     depth: Depth
     what: BatchDone | RangeDone
+
+
+@cache
+def kernel() -> bytes:
+    """What tells the running kernel from all others, empty where it does not say."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
+    return b""
 
 
 @cache

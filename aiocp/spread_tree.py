@@ -27,7 +27,7 @@ from aiocp.linux import File
 from aiocp.metadata import umask
 from aiocp.ranges import How, Ranges, worth_cutting
 from aiocp.result import Worker
-from aiocp.share import Batch, BatchDone, Done, Ground
+from aiocp.share import Batch, BatchDone, Done, Ground, kernel
 from aiocp.target import Target
 from aiocp.tree import Directory, Entry, Step, walk, without_empty
 from aiocp.tree_copy import TreeCopy
@@ -179,10 +179,16 @@ class SpreadTree(TreeCopy):
             self._depth,
             self._idle,
             umask(),
+            kernel() if self._syncs_all else b"",
             self.outcomes.on_entry is not None or linked,
             [*gathered.names.values()],
         )
         self._crew.give(batch, partial(self._took, gathered))
+
+    @property
+    def _syncs_all(self) -> bool:
+        """Whether the file system is synced as a whole in the end."""
+        return self._targets.root is not None and self._targets.root.together
 
     def _is_cut(self, path: bytes, seen: os.stat_result) -> bool:
         """Whether several workers are to copy a file: not where it is digested, from its beginning

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from aiocp import Cancelled, ExecutorFailed, backlog, copy_file, copy_tree, crew, ranges, worker
+from aiocp import (
+    Cancelled,
+    ExecutorFailed,
+    backlog,
+    copy_file,
+    copy_tree,
+    crew,
+    ranges,
+    tree_targets,
+    worker,
+)
 from aiocp.share import Batch, Ground, pack, unpack, version
 from faults import as_nobody
 from filesystems import scratch_directory
@@ -248,6 +258,30 @@ def test_it_is_done_again_by_an_ordinary_user() -> None:
         assert as_nobody(copied)
         assert [str(copy / "1/1")] == left(copy)
         assert FILES == len([path for path in copy.rglob("*") if path.is_file()])
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_who_syncs_the_names(
+    tree: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, *, elsewhere: bool
+) -> None:
+    """A file system that is synced as a whole here, in the end, is only if it is of this kernel:
+    a worker can have it on its disk, and this process on NFS."""
+    monkeypatch.setattr(tree_targets, "_syncs_together", lambda fd: True)
+    copies = 0
+
+    def act(call: Callable[..., Any], message: Any) -> Any:
+        nonlocal copies
+        batch = unpack(message) if call is worker.run else None
+        if isinstance(batch, Batch):
+            copies += 1
+            if elsewhere:
+                message = pack(batch._replace(synced_by=b"another kernel"))
+        return call(message)
+
+    result = copy_tree(tree, copy, executor=Scripted(act))
+    names = copies if elsewhere else 0
+    assert copies > 1
+    assert copies + names + 1 == result.syncs
 
 
 def test_the_lease_is_gone(tree: Path, copy: Path) -> None:
