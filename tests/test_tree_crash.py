@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from crash import WAYS
-from tree_crash import FILES, after_return, at_random_moments, kills
+from tree_crash import FILES, SPREAD, after_return, at_random_moments, kills
 
 pytestmark = pytest.mark.root
 
@@ -26,6 +26,15 @@ def test_after_exit_0_nothing_is_lost(fstype: str, way: str) -> None:
     """Names, bytes, modes, times, attributes, links, hard links, directories and theirs."""
     tally = after_return(fstype, way, 2, files=FILES[fstype])
     assert ([], 2) == (tally.broken, tally.found["all"])
+
+
+@pytest.mark.parametrize(("fstype", "way"), WAYS)
+def test_what_workers_have_copied_is_not_lost(fstype: str, way: str) -> None:
+    """After exit 0, and at any moment: as what one process has."""
+    tally = after_return(fstype, way, 1, files=FILES[fstype], options=SPREAD)
+    assert ([], 1) == (tally.broken, tally.found["all"])
+    tally = at_random_moments(fstype, way, 2, files=FILES[fstype], options=SPREAD)
+    assert ([], 2) == (tally.broken, tally.cuts)
 
 
 @pytest.mark.parametrize(("fstype", "way"), WAYS)

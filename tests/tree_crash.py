@@ -15,11 +15,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import aiocp.tree_copier  # noqa: F401 - not to be loaded by each copy
+import aiocp.backlog
+import aiocp.dask_client
+import aiocp.part_tree
+import aiocp.range_copy
+import aiocp.ranges
+import aiocp.spread_tree
+import aiocp.tree_copier
 from aiocp import cli, command  # noqa: F401 - before any power is cut
 from crash import WAYS, Result, Tally, disk, run_loops
 from faults import write_errors_to
@@ -79,6 +87,8 @@ class Trees:
         if not pid:
             try:
                 write_errors_to(self.stderr)
+                if "--dask" in options:
+                    _spread()
                 os.write(writer, b"!")
                 status = cli.run(["-aT", *options, str(self.source), str(copy)])
             except KeyboardInterrupt:
@@ -137,10 +147,25 @@ class Child(NamedTuple):
         return os.waitstatus_to_exitcode(status)
 
 
-def lasts(trees: Trees, copy: Path, *, over: bool) -> float:
+def _spread() -> None:
+    """Have the workers of --dask be threads here, and enough parts for them."""
+
+    @contextmanager
+    def connect(address: str) -> Iterator[Executor]:
+        yield ThreadPoolExecutor(3)
+
+    aiocp.dask_client.connect = connect
+    aiocp.ranges.RANGE = 256 * KIB
+    aiocp.backlog.LEAST_FILES = 16
+
+
+SPREAD = ("--dask", "here:1")  # options
+
+
+def lasts(trees: Trees, copy: Path, options: Sequence[str] = (), *, over: bool) -> float:
     """How long a copy takes, in seconds."""
     trees.prepare(copy, over=over)
-    child = trees.start(copy)
+    child = trees.start(copy, *options)
     if child.end() or trees.judge(copy, 0, over=over):
         raise ChildProcessError(f"a copy failed: {trees.stderr.read_text()}")
     return time.perf_counter() - child.begun
@@ -165,6 +190,12 @@ def kills(directory: Path, count: int, files: int = 100) -> Tally:
     return tally
 
 
+def _hidden(copy: Path) -> list[Path]:
+    """What is between its link and its rename, on the disk too; or what workers write and see."""
+    number = ".aiocp-" + "[0-9a-f]" * 16
+    return [*copy.rglob(".*" + number), *copy.rglob(number)]
+
+
 def _add(tally: Tally, trees: Trees, copy: Path, status: int, *, over: bool) -> None:
     """Count what is there after a kill or a cut."""
     tally.cuts += 1
@@ -173,7 +204,15 @@ def _add(tally: Tally, trees: Trees, copy: Path, status: int, *, over: bool) -> 
     tally.broken += [f"status {status}: {flaw}" for flaw in trees.judge(copy, status, over=over)]
 
 
-def after_return(fstype: str, way: str, cuts: int, *, files: int = 100, sync: bool = True) -> Tally:
+def after_return(
+    fstype: str,
+    way: str,
+    cuts: int,
+    *,
+    files: int = 100,
+    sync: bool = True,
+    options: Sequence[str] = (),
+) -> Tally:
     """Cut the power right after a copy has returned, the second one over another tree."""
     tally = Tally()
     with disk(fstype, way) as target, scratch_directory() as scratch:
@@ -183,41 +222,45 @@ def after_return(fstype: str, way: str, cuts: int, *, files: int = 100, sync: bo
             over = bool(number % 2)
             trees.prepare(copy, over=over)
             target.sync()
-            status = trees.start(copy, "--sync" if sync else "--no-sync").end()
+            status = trees.start(copy, "--sync" if sync else "--no-sync", *options).end()
             target.cut()
             target.restart()
             _add(tally, trees, copy, status, over=over)
     return tally
 
 
-def at_random_moments(fstype: str, way: str, cuts: int, *, files: int = 100) -> Tally:
+def at_random_moments(
+    fstype: str, way: str, cuts: int, *, files: int = 100, options: Sequence[str] = ()
+) -> Tally:
     """Cut the power while a tree is copied, or soon after it was."""
     tally = Tally()
     rng = random.Random(cuts)
     with disk(fstype, way) as target, scratch_directory() as scratch:
         trees = Trees(scratch, files)
         copy = target.mount_point / "copy"
-        busy = [lasts(trees, copy, over=over) for over in (False, True)]
+        busy = [lasts(trees, copy, options, over=over) for over in (False, True)]
         for number in range(cuts):
             over = bool(number % 2)
             trees.prepare(copy, over=over)
             target.sync()
-            child = trees.start(copy)
+            child = trees.start(copy, *options)
             child.wait_until(rng.uniform(0, 1.2 * busy[over]))
             target.cut()
             status = child.end()
             target.restart()
-            for path in list(copy.rglob(".*.aiocp-" + "[0-9a-f]" * 16)):
-                tally.hidden += 1  # between its link and its rename, on the disk too
+            for path in _hidden(copy):
+                tally.hidden += 1
                 path.unlink()
             _add(tally, trees, copy, status, over=over)
     return tally
 
 
 def _loops(cuts: int, number: int) -> Iterator[Result]:
-    for loop, (fstype, way) in product((after_return, at_random_moments), WAYS):
-        tally = loop(fstype, way, cuts, files=FILES[fstype])
-        yield f"tree, {fstype}, {way}, {loop.__name__}", tally, tally.broken
+    loops = after_return, at_random_moments
+    for loop, (fstype, way), options in product(loops, WAYS, [(), SPREAD]):
+        tally = loop(fstype, way, cuts, files=FILES[fstype], options=options)
+        by = ", by workers" if options else ""
+        yield f"tree{by}, {fstype}, {way}, {loop.__name__}", tally, tally.broken
     for fstype in ("ext4", "xfs", "btrfs", "tmpfs"):
         with mounted(fstype) as mount_point:
             tally = kills(mount_point, number)
