@@ -14,7 +14,7 @@ from typing import Any
 
 from aiocp.budget import budget
 from aiocp.context import Context
-from aiocp.errors import Cancel
+from aiocp.errors import Cancel, operation
 from aiocp.hard_links import HardLinks
 from aiocp.outcome import Outcome
 from aiocp.selection import EVERYTHING, Selection
@@ -51,7 +51,8 @@ class _Targets(TreeTargets):
 
     def _take(self, directory: Directory, parent: Target | None, path: bytes) -> Target:
         follow = parent is None or self._how.keep_links
-        file = open_target(path, None if parent is None else parent.fd(), follow=follow)
+        with operation("open directory"):
+            file = open_target(path, None if parent is None else parent.fd(), follow=follow)
         target = self._adopt(file, directory, parent, created=False)
         if not target.acl:
             target.mask = self._umask
@@ -201,7 +202,10 @@ def _ours(batch: Batch, failures: Iterable[Failure]) -> list[Names]:
     denied = {path for path, error in failures if error.errno in (EACCES, EEXIST)}
     if not denied:
         return []
-    since = os.stat(batch.ground.lease).st_ctime_ns
+    try:
+        since = os.stat(batch.ground.lease).st_ctime_ns
+    except OSError:  # the copy is at its end
+        return []
     ours: list[Names] = []
     for names in batch.names:
         files = []
