@@ -67,6 +67,16 @@ class Gathered:
         for target, names in self.names.items():
             yield target, len(names.files) + len(names.others)
 
+    def directories(self) -> dict[bytes, Target]:
+        """All that these are in, by their paths."""
+        found: dict[bytes, Target] = {}
+        for target in self.names:
+            above: Target | None = target
+            while above is not None and above.directory.path not in found:
+                found[above.directory.path] = above
+                above = above.parent
+        return found
+
     def paths(self) -> Iterator[bytes]:
         """Of all that is in it, below the root."""
         for target, names in self.names.items():

@@ -293,7 +293,12 @@ class SpreadTree(TreeCopy):
             failures = what.failures
             digests = {path: digest for path, *_, digest, _ in what.told}
             self._add_up(what)
+        directories = gathered.directories() if failures else {}
         for path, error in failures:
+            if (target := directories.get(path)) is not None:  # of each batch that has some of it
+                if target.failed:
+                    continue
+                target.failed = True
             self.outcomes.failed(path, error)
         for far in gathered.far:
             far.digest = digests.get(far.path)

@@ -66,7 +66,7 @@ class Target:
         self.flush: bool = parent.flush if parent and alike else close_may_fail(file.fileno())
         self.together: bool = parent.together if parent and alike else False
         self.bits = stat.S_IMODE(directory.stat.st_mode)
-        self.failed = False  # whether it is told that its attributes cannot be set
+        self.failed = False  # whether it is told that something is wrong with it
         self.child: Target | None = None  # the last that was entered
         self.waiting = 1  # entries not in place yet, and the walk itself
         if parent is not None:

@@ -111,16 +111,21 @@ class TreeTargets:
                 with operation("set attributes"):
                     self._finish(target)
             except OSError as error:
-                if not target.failed:
-                    self._outcomes.failed(target.directory.path, error)
+                self._failed(target, error)
             if self._is_synced(target):
                 try:
                     self._give(TargetSync(target))
                 except OSError as error:
-                    self._outcomes.failed(target.directory.path, error)
+                    self._failed(target, error)
                 else:
                     return
             target = self._settle(target)
+
+    def _failed(self, target: Target, error: OSError) -> None:
+        """Tell what is wrong with a directory, once."""
+        if not target.failed:
+            target.failed = True
+            self._outcomes.failed(target.directory.path, error)
 
     def _finish(self, target: Target) -> None:
         """Give a directory what its entries would have changed. Raises OSError."""
