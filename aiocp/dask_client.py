@@ -7,12 +7,14 @@ whole process and for good.
 
 import json
 import logging
+import os
 import re
 import socket
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from aiocp.options import UsageError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 # Dask's own default is 30 s: that long it waits for an answer, and for a scheduler that it has lost
 _TIMEOUTS = {"distributed": {"comm": {"timeouts": {"connect": "10s"}}}}
+_LOOK_EVERY = 0.05  # seconds
 _FAREWELL = 2.0  # seconds; it takes 0.1 even if nobody hears it
 
 
@@ -29,16 +32,17 @@ _FAREWELL = 2.0  # seconds; it takes 0.1 even if nobody hears it
 def connect(address: str) -> Iterator[Executor]:
     """Give the executor of a scheduler at HOST:PORT, tcp://HOST:PORT or tls://..., or of its file.
 
-    Raises UsageError where it is none of them, or something is missing here; ConnectionError where
-    no scheduler answers, or one that has no workers.
+    A file that is to come, and the first worker, are waited for as long as a connection may take,
+    so that all can be started together. Raises UsageError where it is none of them, or something is
+    missing here; ConnectionError where no scheduler answers, or one that has no workers.
     """
     logging.disable()
     warnings.simplefilter("ignore")
     timeout = _configured()
-    url = _url(address)
-    client, workers = _connected(url, timeout)
+    url = _url(address, timeout)
+    client = _connected(url, timeout)
     try:
-        if not workers:
+        if not _has_workers(client, timeout):
             raise ConnectionError(None, f"the scheduler at {url!r} has no workers")
         yield client.get_executor(pure=False)
     finally:
@@ -62,11 +66,11 @@ def _configured() -> float:
         raise UsageError(f"Dask's configuration cannot be used: {words}") from None
 
 
-def _url(address: str) -> str:
+def _url(address: str, timeout: float) -> str:
     """An address that can be one; of a scheduler's file what stands in it. Raises UsageError."""
     from distributed.comm import get_address_host_port, parse_address
 
-    url = address if re.search(r"://|^[^/]+:\d+$", address) else _written(address)
+    url = address if re.search(r"://|^[^/]+:\d+$", address) else _written(address, timeout)
     try:
         get_address_host_port(url)
     except ValueError as error:
@@ -76,8 +80,14 @@ def _url(address: str) -> str:
     return url
 
 
-def _written(path: str) -> str:
-    """The address in a scheduler's file. Raises UsageError."""
+def _written(path: str, timeout: float) -> str:
+    """The address in a scheduler's file, which is called as they are if it is to be waited for.
+
+    Raises UsageError.
+    """
+    until = monotonic() + timeout
+    while path.endswith(".json") and not os.path.exists(path) and monotonic() < until:
+        sleep(_LOOK_EVERY)  # as Dask's workers do
     try:
         with open(path) as file:
             return str(json.load(file)["address"])
@@ -107,16 +117,24 @@ def _check_tls() -> None:
         )
 
 
-def _connected(url: str, timeout: float) -> "tuple[Client, Collection[str]]":
-    """A client of a scheduler, and the workers that there are. Raises ConnectionError."""
+def _has_workers(client: "Client", timeout: float) -> bool:
+    """Whether there is a worker, or comes one."""
+    try:
+        client.wait_for_workers(1, timeout=timeout)
+    except Exception:  # noqa: BLE001 - that it was in vain
+        return False
+    return True
+
+
+def _connected(url: str, timeout: float) -> "Client":
+    """A client of a scheduler. Raises ConnectionError."""
     from distributed import Client
     from distributed.comm import get_address_host_port
 
-    def connect() -> "tuple[Client, Collection[str]]":
+    def connect() -> "Client":
         # does anybody listen? Dask would ask that again and again
         socket.create_connection(get_address_host_port(url), timeout).close()
-        client = Client(url, timeout=timeout, set_as_default=False)
-        return client, client.nthreads()
+        return Client(url, timeout=timeout, set_as_default=False)
 
     # in a thread, for the first word of who accepts a connection Dask waits without end
     connecting = ThreadPoolExecutor(1).submit(connect)

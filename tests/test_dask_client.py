@@ -169,7 +169,8 @@ def test_what_cannot_be_an_address(tmp_path: Path) -> None:
 
 def test_a_scheduler_without_workers(tmp_path: Path) -> None:
     with cluster(tmp_path, workers=0) as idle:
-        assert [f"the scheduler at '{idle.address}' has no workers"] == asked(idle.address)
+        said = asked(idle.address, **{TIMEOUT: "1s"})
+        assert [f"the scheduler at '{idle.address}' has no workers"] == said
 
 
 def test_something_else_is_there() -> None:

@@ -74,7 +74,17 @@ class World(NamedTuple):
             recipe,
         ]
         return subprocess.run(
-            ["unshare", "--mount", "bash", "-c", "\n".join(script)],
+            # nothing that is started here outlives it
+            [
+                "unshare",
+                "--pid",
+                "--mount-proc",
+                "--fork",
+                "--kill-child",
+                "bash",
+                "-c",
+                "\n".join(script),
+            ],
             env={
                 **os.environ,
                 "HOME": str(self.home),
@@ -227,6 +237,19 @@ def test_a_service_and_a_container(world: World, words: str) -> None:
     files = tree(world.srv / "data")
     done(world, recipe(words))
     assert found(world.mnt / "backup" / "data") == files
+
+
+def test_a_cluster(world: World) -> None:
+    """All that is started is started at once, and waits for what it needs."""
+    files = {"a": CONTENT, "below/b": CONTENT[:1000], "c": b""}
+    for name, content in files.items():
+        path = world.srv / "data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    done = world.run(recipe("dask scheduler"))
+    assert 0 == done.returncode, done.stderr
+    assert files == found(world.mnt / "nas/data")
+    assert re.search(r"^aiocp: +\S+:\d+: ", done.stderr, re.MULTILINE), done.stderr
 
 
 def test_probe(world: World) -> None:
