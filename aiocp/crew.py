@@ -88,19 +88,25 @@ class Crew:
         Raises ExecutorFailed, Cancelled.
         """
         try:
-            if self._client is not None:  # asks those who are busy as well
-                asked = [_beside(partial(self._client.run, call, *arguments))]
-            else:
+            if self._client is None:
                 count = self._capacity()
-                asked = [self._executor.submit(call, *arguments) for _ in range(count)]
-            while wait(asked, timeout=_WAIT).not_done:
-                look(self._cancel)
-            answers = [future.result() for future in asked]
+                return self._answers(
+                    [self._executor.submit(call, *arguments) for _ in range(count)]
+                )
+            # asks those who are busy as well
+            (answers,) = self._answers([_beside(partial(self._client.run, call, *arguments))])
+            # by way of the scheduler, which loads what is called
+            self._answers([self._executor.submit(call, *arguments)])
+            return list(answers.values())
         except (Cancelled, ExecutorFailed):
             raise
         except Exception as error:
             raise _failed(error) from error
-        return answers if self._client is None else list(answers[0].values())
+
+    def _answers(self, asked: "list[Future[Any]]") -> list[Any]:
+        while wait(asked, timeout=_WAIT).not_done:
+            look(self._cancel)
+        return [future.result() for future in asked]
 
     def _capacity(self) -> int:
         """How many parts the workers do at once, as far as the executor says."""
