@@ -97,7 +97,7 @@ class Ranges:
         self._path = source
         self._temporary = temporary
         self._inode = os.fstat(transfer.write_fd).st_ino
-        self._open: set[int] = set()  # where the ranges start that the crew has
+        self._open: set[int] = set()  # where the ranges start that the crew has, or has not copied
         self._parts = self._all(transfer.extents)
         self._next = next(self._parts, None)
         transfer.extents = ()
@@ -160,10 +160,10 @@ class Ranges:
     def _took(self, part: Range, outcome: Done | OSError) -> None:
         transfer = self._transfer
         self.pending -= 1
-        self._open.discard(part.start)
         if isinstance(outcome, OSError):
             transfer.error = transfer.error or outcome
         else:
+            self._open.discard(part.start)
             self._add_up(part, outcome)
         if not (self.pending or self.more):
             self._ended()
