@@ -8,7 +8,7 @@ place leaves the destination as it was.
 import os
 import stat
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext, suppress
 from errno import EINVAL, EISDIR
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from aiocp.checksum import Algorithm
+    from aiocp.crew import Crew
     from aiocp.pace import Pace
     from aiocp.partial import Partial
     from aiocp.ranges import Ranges
@@ -88,6 +89,7 @@ class FileCopier(NamedTuple):
     progress: Progress | None
     cancel: Cancel | None
     executor: "Executor | None" = None
+    crew: "Crew | None" = None  # of the executor, if the file is large
     shared: Context | None = None
     contexts: Contexts = Context
 
@@ -173,6 +175,12 @@ class FileCopier(NamedTuple):
 
     def copy(self, src: bytes, dst: bytes, names: tuple[str, str]) -> CopyResult:
         """Copy one file; `names` are what the result calls the two."""
+        if self.executor is not None and self._may_be_cut(src):
+            from aiocp.crew import Crew
+
+            # before a file is open, as it may fork workers, which would keep that open and locked
+            with Crew(self.executor, self.cancel) as crew:
+                return self._replace(executor=None, crew=crew).copy(src, dst, names)
         if not self.idle:
             return self._drive(self.steps(src, dst, names))
         from aiocp.priority import lowered
@@ -429,24 +437,31 @@ class FileCopier(NamedTuple):
             raise what_stopped(transfer)
         return ranges
 
+    def _may_be_cut(self, src: bytes) -> bool:
+        """Whether the workers of an executor may have use for it."""
+        from aiocp.ranges import worth_cutting
+
+        with suppress(OSError):  # as its open will say
+            digested = self.checksum is not None or self.attributes_only
+            return worth_cutting(os.stat(src).st_size) and not digested
+        return False
+
     def _is_cut(self, source: Source) -> bool:
         """Whether the workers of an executor are to copy it, each a range."""
-        if self.executor is None or not stat.S_ISREG(source.stat.st_mode):
+        if self.crew is None or not stat.S_ISREG(source.stat.st_mode):
             return False
         from aiocp.ranges import worth_cutting
 
-        digested = self.checksum is not None or self.attributes_only
-        return worth_cutting(source.size) and not digested
+        return worth_cutting(source.size)
 
     def _by_ranges(self, transfer: FileTransfer) -> "Ranges":
         """Have the workers copy all bytes. Raises OSError, ExecutorFailed, Cancelled."""
-        from aiocp.crew import Crew
         from aiocp.ranges import How, Ranges
 
         source, destination = transfer.source, transfer.destination
         path, directory = source.file.path(), destination.directory
-        assert self.executor is not None
-        with Crew(self.executor, self.cancel) as crew, ExitStack() as stack:
+        assert self.crew is not None
+        with self.crew as crew, ExitStack() as stack:
             ground = crew.muster(path, source.fd, directory.path(), directory.fileno())
             ranges = Ranges(
                 crew,
