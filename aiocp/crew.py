@@ -50,8 +50,7 @@ class Crew:
     """The workers of an executor.
 
     `pending` counts the parts that are not taken yet, `hands` how many are done at once, as far as
-    is known; `workers` are the figures of what was done.
-    To be waited for as a Stage is, but not for longer than a moment.
+    is known. To be waited for as a Stage is, but not for longer than a moment.
     """
 
     def __init__(self, executor: Executor, cancel: Cancel | None) -> None:
@@ -61,7 +60,6 @@ class Crew:
         self._given: dict[Future[Done], Then] = {}
         self._ended: SimpleQueue[Future[Done]] = SimpleQueue()
         self._waited_for: list[Future[Done]] = []
-        self._told: list[Callable[[], object]] = []
         self._lease: File | None = None
         client = getattr(executor, "_client", None)  # Dask's
         self._client: Any = client if hasattr(client, "nthreads") else None
@@ -162,17 +160,7 @@ class Crew:
             raise _failed(error) from error
         self.pending += 1
         self._given[future] = then
-        future.add_done_callback(self._came)
-
-    def _came(self, future: "Future[Done]") -> None:
-        """By any thread: a part has come back."""
-        self._ended.put(future)
-        for told in self._told:
-            told()
-
-    def tell(self, told: Callable[[], object]) -> None:
-        """Have this called, by any thread, whenever there is one more part to be taken."""
-        self._told.append(told)
+        future.add_done_callback(self._ended.put)
 
     def done(self) -> bool:
         """Whether one has come back."""
@@ -271,6 +259,8 @@ def _beside(call: Callable[[], T]) -> "Future[T]":
 def _failed(error: BaseException) -> ExecutorFailed:
     """The error for what an executor has raised."""
     words = " ".join(str(error).split())
+    if isinstance(error, CancelledError) and not words:  # as of Dask's, without a scheduler
+        words = "it has dropped what it was given"
     failed = ExecutorFailed(
         ECONNABORTED, f"the executor failed: {type(error).__name__}{': ' * bool(words)}{words}"
     )
