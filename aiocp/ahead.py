@@ -1,7 +1,8 @@
 """Directories that are looked into ahead of a walk, several at once.
 
 Where each look waits for a server, a walk that goes from one to the next would wait most of the
-time. What comes next is known when a directory has been looked into: those that are in it.
+time. What comes next is known when a directory has been looked into: those that are in it. Where
+none waits the walk looks by itself: threads would but wait for each other, at 0.2 ms a directory.
 """
 
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice, takewhile
+from time import perf_counter
 from typing import NamedTuple
 
 from aiocp.errors import operation
@@ -20,7 +22,9 @@ from aiocp.tree import Directory, Entry, OnError, list_entries
 _THREADS = 8
 _MOST = 64  # directories that are looked into, and not walked yet
 _MANY = 4096  # entries of a directory, that is not looked into ahead then
-_TOGETHER = 512  # entries that one thread looks at
+_TOGETHER = 64  # entries that one thread looks at
+_SLOW = 50e-6  # seconds that an entry takes, on the average, where it is worth it
+_SAMPLE = 32  # directories, of which the walk looks into one by itself, to know that
 
 Found = tuple[bytes, bool, bool, os.stat_result | None]  # as Kind, and the status of no directory
 
@@ -33,12 +37,13 @@ class _Looked(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """What is to be walked in a directory: `names` that nobody looks into yet, and `looking`."""
+    """What is to be walked in a directory: `names` that nobody looks into yet, and those before
+    them: `looking`, or None for those that are left to the walk."""
 
     parent: Directory
     file: File
     names: deque[bytes]
-    looking: "dict[bytes, Future[_Looked | None]]"
+    looking: "dict[bytes, Future[_Looked | None] | None]"
 
 
 class Ahead:
@@ -48,7 +53,8 @@ class Ahead:
         self._follow = follow
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="aiocp-ahead")
         self._levels: list[_Level] = []  # on the way down, of each what is still to come
-        self._under_way = 0
+        self._under_way = self._asked = 0
+        self._takes = 0.0  # seconds, an entry
 
     def __call__(
         self,
@@ -103,24 +109,41 @@ class Ahead:
         self._under_way -= looking is not None
         return looking
 
-    def _forget(self, looking: "dict[bytes, Future[_Looked | None]]") -> None:
-        self._under_way -= len(looking)
-        for future in looking.values():
+    def _forget(self, looking: "dict[bytes, Future[_Looked | None] | None]") -> None:
+        for future in filter(None, looking.values()):
+            self._under_way -= 1
             future.cancel()
 
     def _stream(self, fd: int) -> Iterator[Found]:
-        """What is in a directory, some hundreds of entries at a time."""
+        """What is in a directory, some entries at a time."""
         ahead: deque[Future[list[Found]]] = deque()
         with operation("list"), os.scandir(fd) as entries:
+            begun = perf_counter()
             while some := list(islice(entries, _TOGETHER)):
-                ahead.append(self._pool.submit(_look_at_each, some, self._follow))
-                if len(ahead) > _THREADS:
-                    yield from ahead.popleft().result()
+                if ahead or self._is_slow:
+                    ahead.append(self._pool.submit(_look_at_each, some, self._follow))
+                    if len(ahead) > _THREADS:
+                        yield from ahead.popleft().result()
+                    continue
+                found = _look_at_each(some, self._follow)
+                self._took(perf_counter() - begun, len(some))
+                yield from found
+                begun = perf_counter()
             while ahead:
                 yield from ahead.popleft().result()
 
+    @property
+    def _is_slow(self) -> bool:
+        return self._takes > _SLOW
+
+    def _took(self, seconds: float, entries: int) -> None:
+        """Take note of how long a look has taken that did not wait for other threads."""
+        self._takes += (seconds / (entries + 1) - self._takes) / 8
+
     def _look_ahead(self, directory: Directory, below: list[bytes]) -> None:
         """Look into what comes next: what is in this directory, then what is next to it."""
+        if not self._is_slow:
+            return
         if below:
             with suppress(OSError):  # may be listed and not searched: what is in it will say so
                 file = File.open(b".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory.fd())
@@ -128,6 +151,10 @@ class Ahead:
         for level in reversed(self._levels):
             while level.names and self._under_way < _MOST:
                 name = level.names.popleft()
+                self._asked += 1
+                if self._asked % _SAMPLE == 0:
+                    level.looking[name] = None
+                    continue
                 looking = self._pool.submit(_look_into, level.file, name, self._follow)
                 level.looking[name] = looking
                 self._under_way += 1

@@ -50,7 +50,23 @@ def steps(
                 assert isinstance(step, Enter | Leave)
 
 
-@pytest.fixture(params=[{}, {"_MOST": 1}, {"_MANY": 2}, {"_TOGETHER": 3, "_MANY": 2}], ids=str)
+@pytest.fixture(autouse=True)
+def _slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each look took long."""
+    monkeypatch.setattr(ahead, "_SLOW", -1.0)
+
+
+@pytest.fixture(
+    params=[
+        {},
+        {"_SLOW": 1.0},
+        {"_SLOW": 1e-6, "_SAMPLE": 2},
+        {"_MOST": 1},
+        {"_MANY": 2, "_SAMPLE": 3},
+        {"_TOGETHER": 3, "_MANY": 2},
+    ],
+    ids=str,
+)
 def _bounds(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in request.param.items():
         monkeypatch.setattr(ahead, name, value)
@@ -143,6 +159,7 @@ def test_what_was_looked_at_is_something_else_by_now(
         if path == b"a" and not acted:
             for level in looking._levels:
                 for future in level.looking.values():
+                    assert future is not None
                     future.result()
             act(tmp_path)
             acted = True
