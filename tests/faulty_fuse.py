@@ -1,6 +1,6 @@
 """A FUSE file system that passes through to a directory, and fails as it is told.
 
-    faulty_fuse.py BACKING MOUNTPOINT --rules FILE --log FILE [--direct-io] [--volatile]
+    faulty_fuse.py BACKING MOUNTPOINT --rules FILE --log FILE --gate FIFO [--direct-io] [--volatile]
 
 The rules are JSON, and read again when the file changes. Every operation is written to the log, one
 to a line, before it is done or refused. There is no O_TMPFILE: libfuse 3.14 does not know of it.
@@ -17,8 +17,9 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from typing import Any
 from filesystems import loop_device, run, scratch_directory, sparse_file, unavailable
 
 PAGE = 4096
+TIMEOUT = 60  # seconds
 
 _serials = itertools.count()  # equal rules set anew count anew
 
@@ -34,8 +36,9 @@ _serials = itertools.count()  # equal rules set anew count anew
 class Rule:
     """What is to go wrong: the first that matches a call of `operation` decides.
 
-    `error` is the errno to answer, `length` the most bytes to move instead. The first `skip` calls
-    are let through, and so are those after the next `times`. Only what touches the bytes from
+    `error` is the errno to answer, `length` the most bytes to move instead; with `hold` the call,
+    and all that come after it, wait until they are let go. The first `skip` calls are let through,
+    and so are those after the next `times`. Only what touches the bytes from
     `start` up to `end` counts and, with `direct`, only what is done with O_DIRECT; with a `name`
     only what is done to files and directories that have it, or a temporary one made from it.
     """
@@ -43,6 +46,7 @@ class Rule:
     operation: str
     error: int = 0
     length: int = sys.maxsize
+    hold: bool = False
     skip: int = 0
     times: int = sys.maxsize
     start: int = 0
@@ -77,6 +81,7 @@ class FaultyDirectory:
     mount_point: Path
     rules_file: Path
     log: Path
+    gate: Path  # a FIFO
 
     def fail(self, *rules: Rule) -> None:
         """From now on go by these rules only, and log anew."""
@@ -90,6 +95,24 @@ class FaultyDirectory:
         lines = [line.split("\t") for line in self.log.read_text().splitlines()]
         return sum(line[0] == operation and name in ("", line[1]) for line in lines)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Wait until a call is held, as a rule says; let it go at the end."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                gate = os.open(self.gate, os.O_WRONLY | os.O_NONBLOCK)
+                break
+            except OSError as error:
+                if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+        try:
+            yield
+        finally:
+            os.write(gate, b".")
+            os.close(gate)
+
 
 @contextmanager
 def faulty_directory(*options: str) -> Iterator[FaultyDirectory]:
@@ -98,16 +121,22 @@ def faulty_directory(*options: str) -> Iterator[FaultyDirectory]:
         unavailable("FUSE needs root and /dev/fuse")
     with scratch_directory() as scratch:
         faulty = FaultyDirectory(
-            scratch / "backing", scratch / "mnt", scratch / "rules", scratch / "log"
+            *(scratch / name for name in ("backing", "mnt", "rules", "log", "gate"))
         )
         faulty.backing.mkdir()
         faulty.mount_point.mkdir()
+        os.mkfifo(faulty.gate)
         faulty.fail()
         command: list[str | Path] = [sys.executable, __file__, *options]
-        command += ["--rules", faulty.rules_file, "--log", faulty.log]
+        command += ["--rules", faulty.rules_file, "--log", faulty.log, "--gate", faulty.gate]
         command += [faulty.backing, faulty.mount_point]
-        with fuse_server(command, faulty.mount_point):
-            yield faulty
+        with ExitStack() as afterwards, fuse_server(command, faulty.mount_point):
+            try:
+                yield faulty
+            finally:  # whatever is held, or comes to be
+                gate = os.open(faulty.gate, os.O_RDWR)
+                afterwards.callback(os.close, gate)
+                os.write(gate, bytes(PAGE))
 
 
 @contextmanager
@@ -170,6 +199,7 @@ class Server:
         self._root: str = options.backing
         self._rules_file: str = options.rules
         self._log = os.open(options.log, os.O_WRONLY | os.O_APPEND)
+        self._gate: str = options.gate
         self._direct_io: bool = options.direct_io
         self._cache: dict[int, bytes] | None = {} if options.volatile else None
         self._rules: list[Rule] = []
@@ -202,6 +232,9 @@ class Server:
         for rule in self._rules:
             moved = rule.apply(operation, offset, length, direct, name)
             if moved is not None:
+                if rule.hold:
+                    with open(self._gate, "rb", buffering=0) as gate:
+                        gate.read(1)
                 return moved
         return length
 
@@ -367,6 +400,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("mountpoint")
     parser.add_argument("--rules", required=True)
     parser.add_argument("--log", required=True)
+    parser.add_argument("--gate", required=True)
     parser.add_argument("--direct-io", action="store_true")
     parser.add_argument("--volatile", action="store_true")
     serve(parser.parse_args(arguments))
