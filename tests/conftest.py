@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from clusters import Cluster, cluster, nursery
+from engines import Engine, on_dask, on_mpi, on_processes
 from filesystems import MUST_RUN, clean_up, mounted
 
 
@@ -34,6 +36,21 @@ def filesystem(
     directory = Path(tempfile.mkdtemp(dir=mount_point(request.param)))
     yield directory
     shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[Cluster]:
+    """A scheduler and four workers; a test that takes one away gives one back."""
+    with nursery() as process, cluster(process) as running:
+        yield running
+
+
+@pytest.fixture(params=["dask", "mpi", "processes"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each of those that aiocp is for."""
+    if request.param == "dask":
+        return on_dask(request.getfixturevalue("dask"))
+    return on_mpi if request.param == "mpi" else on_processes
 
 
 def pytest_sessionstart() -> None:
