@@ -11,7 +11,6 @@ import ctypes
 import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,15 +21,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from filesystems import scratch_directory, unavailable
+from filesystems import scratch_directory
 
 if TYPE_CHECKING:  # half a second
     from concurrent.futures import Executor
 
     from distributed import Client, Scheduler, Worker
-    from distributed.security import Security
-
-ROLES = ("scheduler", "worker", "client")
 
 
 @dataclass(frozen=True)
@@ -70,13 +66,10 @@ class Nursery:
         )
 
     @contextmanager
-    def node(
-        self, scheduler: Node | None, tls: Path | None, odd: Odd | None = None
-    ) -> Iterator[Node]:
+    def node(self, scheduler: Node | None, odd: Odd | None = None) -> Iterator[Node]:
         """A scheduler, or a worker of one, of one thread; killed at the end."""
         address = scheduler and scheduler.address
-        how = asdict(odd or Odd())
-        node = Node(**self._ask("start", scheduler=address, tls=tls and str(tls), **how))
+        node = Node(**self._ask("start", scheduler=address, **asdict(odd or Odd())))
         try:
             yield node
         finally:
@@ -106,11 +99,10 @@ def nursery() -> Iterator[Nursery]:
 
 @dataclass
 class Cluster:
-    """A scheduler and its workers; `tls` is the certificate of all, if they have one."""
+    """A scheduler and its workers."""
 
     scheduler: Node
     workers: list[Node]
-    tls: Path | None
     _nursery: Nursery = field(repr=False)
     _stack: ExitStack = field(repr=False)
 
@@ -118,7 +110,7 @@ class Cluster:
     def client(self) -> "Iterator[Client]":
         from distributed import Client
 
-        with Client(self.scheduler.address, security=security(self.tls)) as client:
+        with Client(self.scheduler.address) as client:
             yield client
 
     @contextmanager
@@ -129,7 +121,7 @@ class Cluster:
     @contextmanager
     def another(self, odd: Odd) -> Iterator[Node]:
         """One more worker for a while."""
-        with self._nursery.node(self.scheduler, self.tls, odd) as worker:
+        with self._nursery.node(self.scheduler, odd) as worker:
             yield worker
         self.settle()
 
@@ -141,7 +133,7 @@ class Cluster:
     def restore(self, count: int) -> None:
         """Have as many workers again, all of them idle."""
         while len(self.workers) < count:
-            worker = self._nursery.node(self.scheduler, self.tls)
+            worker = self._nursery.node(self.scheduler)
             self.workers.append(self._stack.enter_context(worker))
         self.settle()
 
@@ -153,43 +145,12 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nursery: Nursery, count: int = 4, *, tls: Path | None = None) -> Iterator[Cluster]:
-    """A scheduler and `count` workers on loopback, all with the certificate `tls`, if there is
-    one."""
+def cluster(nursery: Nursery, count: int = 4) -> Iterator[Cluster]:
+    """A scheduler and `count` workers on loopback."""
     with ExitStack() as stack:
-        scheduler = stack.enter_context(nursery.node(None, tls))
-        workers = [stack.enter_context(nursery.node(scheduler, tls)) for _ in range(count)]
-        yield Cluster(scheduler, workers, tls, nursery, stack)
-
-
-def certificate(directory: Path) -> Path:
-    """Make a certificate, its key in the same file."""
-    if shutil.which("openssl") is None:
-        unavailable("openssl is not installed")
-    both = directory / "certificate.pem"
-    command: list[str | Path] = ["openssl", "req", "-x509", "-nodes", "-newkey", "ec"]
-    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", "/CN=aiocp", "-days", "2"]
-    command += ["-keyout", directory / "key", "-out", directory / "certificate"]
-    subprocess.run(command, check=True, capture_output=True)
-    both.write_bytes((directory / "certificate").read_bytes() + (directory / "key").read_bytes())
-    return both
-
-
-def tls_settings(tls: Path) -> dict[str, str]:
-    """The certificate as variables of the environment, which Dask's configuration takes."""
-    parts = [f"{role.upper()}__{part}" for role in ROLES for part in ("KEY", "CERT")]
-    return {f"DASK_DISTRIBUTED__COMM__TLS__{part}": str(tls) for part in ("CA_FILE", *parts)}
-
-
-def security(tls: Path | str | None) -> "Security | None":
-    """The certificate for distributed."""
-    from distributed.security import Security
-
-    if tls is None:
-        return None
-    parts = [f"tls_{role}_{part}" for role in ROLES for part in ("key", "cert")]
-    files = {part: str(tls) for part in ("tls_ca_file", *parts)}
-    return Security(require_encryption=True, **files)
+        scheduler = stack.enter_context(nursery.node(None))
+        workers = [stack.enter_context(nursery.node(scheduler)) for _ in range(count)]
+        yield Cluster(scheduler, workers, nursery, stack)
 
 
 async def _has_only(addresses: set[str], dask_scheduler: "Scheduler") -> None:
@@ -253,14 +214,12 @@ def _grow(
     scratch: Path,
     writer: int,
     scheduler: str | None,
-    tls: str | None,
     mounts: list[tuple[str, str]],
     version: str | None,
     uid: int,
 ) -> NoReturn:
     """In the child: become a node, until it is done."""
     try:
-        _check(_LIBC.prctl(DEATH_SIGNAL, signal.SIGKILL))
         log = os.open(scratch / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         for fd in (0, 1, 2):
             os.dup2(log, fd)
@@ -271,7 +230,8 @@ def _grow(
         if uid:  # which may see all that root may see
             _check(_LIBC.prctl(SECURE_BITS, KEEP_CAPABILITIES))
             os.setuid(uid)
-        asyncio.run(_live(writer, scheduler, tls))
+        _check(_LIBC.prctl(DEATH_SIGNAL, signal.SIGKILL))  # which another user would be rid of
+        asyncio.run(_live(writer, scheduler))
     except BaseException:  # noqa: BLE001 - a child must not go on as its parent
         traceback.print_exc()
     finally:
@@ -302,11 +262,10 @@ def _check(status: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-async def _live(writer: int, scheduler: str | None, tls: str | None) -> None:
+async def _live(writer: int, scheduler: str | None) -> None:
     from distributed import Scheduler, Worker
 
-    on: dict[str, Any] = {"host": "127.0.0.1", "security": security(tls)}
-    on |= {"protocol": "tcp" if tls is None else "tls", "dashboard_address": "127.0.0.1:0"}
+    on = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     node: Any  # their bases are not typed
     if scheduler is None:
         node = Scheduler(dashboard=False, **on)

@@ -24,7 +24,7 @@ import pytest
 
 import aiocp.partial
 from aiocp import Cancelled, ExecutorFailed, SourceChanged, ranges, worker
-from clusters import Cluster, Odd, certificate, cluster, nursery, tls_settings
+from clusters import Cluster, Odd, cluster, nursery
 from engines import Engine, copy, copy_one, on_dask
 from faulty_fuse import FaultyDirectory, Rule, faulty_directory
 from filesystems import GIB, sparse_file
@@ -79,11 +79,10 @@ def running(action: Callable[..., Any], *arguments: object) -> "Iterator[Future[
 
 
 @contextmanager
-def command(*arguments: str | Path, **environment: str) -> "Iterator[subprocess.Popen[str]]":
+def command(*arguments: str | Path) -> "Iterator[subprocess.Popen[str]]":
     """Run the command; kill it if it is still there in the end."""
     with subprocess.Popen(
         [sys.executable, "-m", "aiocp", *arguments],
-        env=os.environ | environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -353,8 +352,8 @@ def test_a_scheduler_that_has_no_aiocp(to: Path, tmp_path: Path) -> None:
         (tmp_path / "source" / name).write_bytes(b"file")
     with (
         nursery() as process,
-        process.node(None, None, Odd(version="")) as scheduler,
-        process.node(scheduler, None),
+        process.node(None, Odd(version="")) as scheduler,
+        process.node(scheduler),
         command("--dask", scheduler.address, "-r", tmp_path / "source", to / "copy") as copying,
     ):
         stdout, stderr = copying.communicate(timeout=60)
@@ -488,20 +487,3 @@ def test_a_lease_that_is_taken_away(
         with pytest.raises(ExecutorFailed, match="lease is gone"):
             copied.result()
     assert_nothing_is_incomplete(far.backing / "source", to / "copy")
-
-
-# --- by TLS --------------------------------------------------------------------------------------
-
-
-def test_by_tls(tmp_path: Path, to: Path) -> None:
-    """The command takes the settings that Dask takes."""
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "file").write_bytes(b"file")
-    tls = certificate(tmp_path)
-    with nursery() as process, cluster(process, 1, tls=tls) as private:
-        how = ("--dask", private.scheduler.address, "-r")
-        with command(*how, tmp_path / "source", to / "copy", **tls_settings(tls)) as copying:
-            assert ("", "") == copying.communicate(timeout=60)
-    assert private.scheduler.address.startswith("tls://")
-    assert 0 == copying.returncode
-    assert (to / "copy" / "file").read_bytes() == b"file"
