@@ -1,5 +1,6 @@
 """What all tests share: the file systems they run on, and that CI never skips one of root's."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -59,6 +60,12 @@ def pytest_sessionstart() -> None:
 
 def pytest_unconfigure() -> None:
     clean_up(own=True)
+
+
+def pytest_collection_finish() -> None:
+    """Have no collection of garbage, here or in a forked child, go through thousands of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -325,7 +325,7 @@ def test_extents_that_direct_io_cannot_start_at() -> None:
                 for _ in range(rng.randint(1, 60)):
                     data = rng.randbytes(rng.randint(1, 3000))
                     os.pwrite(file.fileno(), data, rng.randrange(MIB - 5000))
-            os.sync()
+                os.fsync(file.fileno())
             assert data_of(source)
             for sparse in SPARSE:
                 result = copy_file(source, directory / "copy", sparse=sparse, block_size=16 * KIB)

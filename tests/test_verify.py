@@ -19,7 +19,7 @@ from aiocp import VerificationFailed, copy_file, copy_tree, direct
 from aiocp.extents import Sparse
 from aiocp.linux import cached_bytes
 from aiocp.verify import Digests, Verification
-from filesystems import loop_device, make_filesystem, mount, scratch_directory, sparse_file
+from filesystems import loop_device, make_filesystem, mount, run, scratch_directory, sparse_file
 
 KIB, MIB = 1 << 10, 1 << 20
 CONTENT = random.Random(7).randbytes(3 * MIB + 777)
@@ -216,7 +216,7 @@ def test_a_byte_that_changed_on_the_medium(
     with disk(fstype) as target:
         copy = target.directory / "copy"
         copy.write_bytes(b"old")
-        os.sync()
+        run("sync", "--file-system", copy)
         before_reading(lambda: target.flip(MARK))
         with pytest.raises(VerificationFailed, match="verify: ") as raised:
             copy_file(tmp_path / "source", copy, verify=True)
