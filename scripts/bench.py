@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from bench_cluster import cluster
 from bench_peers import ROOT
 from bench_report import Result, print_result, write_json
 from bench_run import Failed, Peer, Race, WrongCopy, note
@@ -45,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--list", action="store_true", help="the scenarios and their peers")
     add("--quick", action="store_true", help="small, 3 rounds: under three minutes")
     add("--sweep", action="store_true", help="the scenario of that name: depth x block size")
+    add("--cluster", action="store_true", help="the scenarios of that name: through executors")
     add("--scale", metavar="N,...", help="aiocp alone on trees of so many files")
     add("--size", type=parse_size, help="of a large file, e.g. 2G (4G; quick 512M)")
     add("--files", type=int, help="in a tree (20000; quick 2000)")
@@ -65,8 +67,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="write every run there")
     add("--plot", type=Path, metavar="FILE.png", help="draw bars, and the sweep's heat map")
     options = parser.parse_args()
-    if options.sweep:
-        options.scenarios.append("sweep")
+    for named in ("sweep", "cluster"):
+        if getattr(options, named):
+            options.scenarios.append(named)
     quick = options.quick
     options.size = options.size or (512 * MIB if quick else 4 * GIB)
     options.files = options.files or (2000 if quick else 20_000)
@@ -76,7 +79,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def chosen(options: argparse.Namespace) -> list[Scenario]:
     """The scenarios asked for, with the peers asked for."""
-    every = scenarios(quick=options.quick, size=options.size, files=options.files)
+    how = {"quick": options.quick, "size": options.size, "files": options.files}
+    every = [*scenarios(**how), *cluster(**how)]
     if options.scale:
         every = list(scale([int(count) for count in options.scale.split(",")]))
     elif options.scenarios:

@@ -34,11 +34,11 @@ def takes(peer: str, least: float, ours: str = "aiocp", *, inner: bool = False) 
     )
 
 
-def within(peer: str, most: float, *, inner: bool = False) -> Aim:
+def within(peer: str, most: float, ours: str = "aiocp", *, inner: bool = False) -> Aim:
     """We take at most so many times a peer's time; `inner`: start-up excluded."""
     return Aim(
-        f"aiocp takes <= {most:g} x the time of {peer}" + ", start-up excluded" * inner,
-        lambda runs: ratio(runs, "aiocp", peer, inner=inner),
+        f"{ours} takes <= {most:g} x the time of {peer}" + ", start-up excluded" * inner,
+        lambda runs: ratio(runs, ours, peer, inner=inner),
         most=most,
     )
 

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench_run import Peer
@@ -137,6 +138,34 @@ TREES_FEW = {
 }
 SCALE = {"aiocp": TREES["aiocp"]}
 SCALE_LINKS = {"aiocp": _tree(sync=True, options=", preserve=['links']")}
+
+
+def executor(options: str) -> Peer:
+    """Ours, timed by bench_executor.py from inside."""
+    return Peer(f'{PYTHON} {ROOT}/scripts/bench_executor.py {options} "$1" "$2"', told=True)
+
+
+ENGINES = ("pool", "dask")
+
+
+def cluster(options: str, counts: Iterable[int]) -> dict[str, Peer]:
+    """One process, and so many workers of each engine."""
+    return {
+        "aiocp": executor(options),
+        **{
+            f"{engine} {count}": executor(f"--engine {engine} --workers {count} {options}")
+            for engine in ENGINES
+            for count in counts
+        },
+    }
+
+
+# two do what so many would
+CLUSTER_COST = {
+    "8 workers": executor("--engine pool --workers 2 --as-if 8"),
+    "1,000 workers": executor("--engine pool --workers 2 --as-if 1000"),
+    "1,000 workers, on_entry": executor("--engine pool --workers 2 --as-if 1000 --told"),
+}
 
 
 def size_name(size: int) -> str:

@@ -78,6 +78,8 @@ def print_result(result: Result) -> None:
         print(f"{'met   ' if met else 'MISSED'} {text}: {figure:.3g}")
     if result.scenario.name == "sweep":
         print_heat_map(result)
+    if result.scenario.name == "cluster cost":
+        print_cost(result)
     print(end="", flush=True)
 
 
@@ -99,6 +101,29 @@ def print_heat_map(result: Result) -> None:
     print("MiB/s".rjust(8) + "".join(f"{size_name(block):>8}" for block in SWEEP_BLOCKS))
     for depth, rates in zip(SWEEP_DEPTHS, heat_map(result), strict=True):
         print(f"{depth:>8}" + "".join(f"{rate:>8.0f}" for rate in rates))
+
+
+# what a coordinator spends: on what, as told, the unit of each figure by its heading
+COST = (
+    ("once", "once", {"messages": 1, "kB sent": 1e3, "kB received": 1e3, "CPU ms": 1e-3}),
+    ("a file", "each", {"messages": 1, "bytes sent": 1, "bytes received": 1, "CPU us": 1e-6}),
+    (
+        "10^9 files",
+        "each",
+        {"10^6 messages": 1e-3, "GB sent": 1, "GB received": 1, "CPU hours": 3.6e-6},
+    ),
+)
+
+
+def print_cost(result: Result) -> None:
+    """What a coordinator spends once, on each file, and on as many as that makes."""
+    width = max(map(len, result.runs))
+    for heading, when, units in COST:
+        print(f"{heading:<{width}}" + "".join(f"{unit:>16}" for unit in units))
+        for name, each in result.runs.items():
+            keys = zip(("messages", "sent", "received", "cpu"), units.values(), strict=True)
+            cells = (median(run.told[when][key] for run in each) / unit for key, unit in keys)
+            print(f"{name:<{width}}" + "".join(f"{cell:>16.3g}" for cell in cells))
 
 
 def write_json(results: list[Result], path: Path) -> None:

@@ -57,12 +57,12 @@ class Scenario:
 
 
 @contextmanager
-def _far_away() -> Iterator[Path]:
-    """Storage with 5 ms latency: tests/slow_fuse.py."""
+def far_away(latency: float) -> Iterator[Path]:
+    """Storage with a latency of so many seconds: tests/slow_fuse.py."""
     sys.path.append(str(peers.ROOT / "tests"))
     from slow_fuse import slow_directory
 
-    with slow_directory(0.005) as slow:
+    with slow_directory(latency) as slow:
         yield slow.mount_point
 
 
@@ -269,7 +269,7 @@ def scenarios(*, quick: bool, size: int, files: int) -> list[Scenario]:
                 takes("qemu-img", 1.0),
             ),
             rounds=1 if quick else 2,
-            place=_far_away,
+            place=partial(far_away, 0.005),
         ),
         *_holes(size),
         *_trees(files, quick),

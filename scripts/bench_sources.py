@@ -106,8 +106,14 @@ def cold(source: Path) -> None:
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
     except PermissionError:
-        for path in _files(source):
-            _forget(path)
+        uncached(source)
+
+
+def uncached(source: Path) -> None:
+    """Leave nothing of the bytes of `source` in memory, and all else as it is."""
+    os.sync()
+    for path in _files(source):
+        _forget(path)
 
 
 def clean(source: Path) -> None:
