@@ -13,8 +13,7 @@ from aiocp.hard_links import Identity
 from aiocp.share import Names
 from aiocp.target import Target
 
-# A part has so many files, and not more bytes than that, unless it is one file. 20,000 files on
-# ext4, by one worker: XXX
+# A part has so many files, and not more bytes than that, unless it is one file
 LEAST_FILES, MOST_FILES = 256, 8192
 MOST_BYTES = 256 << 20
 
