@@ -87,11 +87,11 @@ class Ahead:
         looking = None
         if directory.parent is not None:
             looking = self._take(directory.parent, directory.name)
-        if looking is not None:
-            with suppress(OSError):  # that of the walk is the one to tell
-                looked = looking.result()
-                if looked is not None and os.path.samestat(looked.status, directory.stat):
-                    return looked.found
+        # an error is not raised, which would keep files open: the walk meets it as well
+        if looking is not None and looking.exception() is None:
+            looked = looking.result()
+            if looked is not None and os.path.samestat(looked.status, directory.stat):
+                return looked.found
         return self._stream(directory.fd())
 
     def _take(self, parent: Directory, name: bytes) -> "Future[_Looked | None] | None":

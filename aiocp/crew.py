@@ -184,7 +184,7 @@ class Crew:
         except ExecutorFailed:
             raise
         except OSError as error:
-            return error
+            return error if error.errno else _failed(error)  # a connection's, which has none
         except Cancelled:
             if self._cancel is not None and self._cancel.is_set():
                 raise
