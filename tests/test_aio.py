@@ -1,6 +1,7 @@
 """Copies that are awaited: what the synchronous ones promise, in one context and no thread."""
 
 import asyncio
+import gc
 import os
 import random
 import subprocess
@@ -25,6 +26,7 @@ OPEN_FILES = Path("/proc/self/fd")
 
 @pytest.fixture(autouse=True)
 def nothing_left_open() -> object:
+    gc.collect()  # of what others have left, lest it goes meanwhile
     before = sorted(os.listdir(OPEN_FILES))
     yield
     assert before == sorted(os.listdir(OPEN_FILES))

@@ -161,7 +161,8 @@ def test_keyboard_interrupt_at_any_bytecode_of_a_tree(tmp_path: Path, samples: i
         gc.collect()  # a thread that was being made ends when nobody has it
         for thread in threading.enumerate():
             if thread.name.startswith("aiocp"):
-                thread.join()
+                thread.join(60)
+                assert not thread.is_alive(), at
         assert before == descriptors(), at
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
     assert contexts() == len(context._idle)

@@ -398,6 +398,7 @@ def test_progress_moves_on(tmp_path: Path) -> None:
         tmp_path / "source",
         tmp_path / "copy",
         bwlimit=2 * MIB,
+        depth=1,
         block_size=MIB,
         progress=lambda done, _: told.append(done),
     )
