@@ -39,7 +39,7 @@ class Stage(Generic[T]):
         self._told: list[Callable[[], object]] = []
         self._threads: list[threading.Thread] = []
         # at the latest when nobody has the stage any more; daemons, so that nobody waits for them
-        self._end = weakref.finalize(self, _end, calls, threads)
+        self._end = weakref.finalize(self, calls.put, None)
         with suppress(RuntimeError):  # RLIMIT_NPROC, a cgroup's pids.max
             for _ in range(threads):
                 thread = threading.Thread(
@@ -101,11 +101,7 @@ def _run(
     while (call := calls.get()) is not None:
         _make(call, results, told)
         del call  # and what it holds
-
-
-def _end(calls: "SimpleQueue[Callable[[], T] | None]", threads: int) -> None:
-    for _ in range(threads):
-        calls.put(None)
+    calls.put(None)  # for the next thread
 
 
 def _make(
