@@ -3,6 +3,7 @@
 A copy is caught in its middle by a read that its source's file system holds.
 """
 
+import faulthandler
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ import pytest
 import aiocp.partial
 from aiocp import Cancelled, ExecutorFailed, SourceChanged, ranges, worker
 from clusters import Cluster, Odd, cluster, nursery
-from engines import Engine, copy, copy_one, on_dask
+from engines import TIMEOUT, Engine, copy, copy_one, on_dask
 from faulty_fuse import FaultyDirectory, Rule, faulty_directory
 from filesystems import GIB, sparse_file
 from trees import MIB, snapshot
@@ -111,9 +112,11 @@ def look_every(seconds: float) -> float:
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            faulthandler.dump_traceback(all_threads=True)
+            raise AssertionError("it has not happened")
         time.sleep(0.001)
 
 
