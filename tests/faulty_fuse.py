@@ -1,12 +1,14 @@
 """A FUSE file system that passes through to a directory, and fails as it is told.
 
-    faulty_fuse.py BACKING MOUNTPOINT --rules FILE --log FILE --gate FIFO [--direct-io] [--volatile]
+    faulty_fuse.py BACKING MOUNTPOINT --rules FILE --log FILE --gate FIFO
+                   [--direct-io] [--volatile] [--threads]
 
 The rules are JSON, and read again when the file changes. Every operation is written to the log, one
 to a line, before it is done or refused. There is no O_TMPFILE: libfuse 3.14 does not know of it.
 
 With --volatile it is a disk with a write cache instead: what was written is there to be read, and
-reaches the backing file when it is synced. A `power` rule loses what was not.
+reaches the backing file when it is synced. A `power` rule loses what was not. With --threads a call
+that is held does not keep others from being served.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from filesystems import loop_device, run, scratch_directory, sparse_file, unavailable
@@ -36,9 +39,9 @@ _serials = itertools.count()  # equal rules set anew count anew
 class Rule:
     """What is to go wrong: the first that matches a call of `operation` decides.
 
-    `error` is the errno to answer, `length` the most bytes to move instead; with `hold` the call,
-    and all that come after it, wait until they are let go. The first `skip` calls are let through,
-    and so are those after the next `times`. Only what touches the bytes from
+    `error` is the errno to answer, `length` the most bytes to move instead; with `hold` the call
+    waits until it is let go, and all others with it unless there are threads. The first `skip`
+    calls are let through, and so are those after the next `times`. Only what touches the bytes from
     `start` up to `end` counts and, with `direct`, only what is done with O_DIRECT; with a `name`
     only what is done to files and directories that have it, or a temporary one made from it.
     """
@@ -205,6 +208,7 @@ class Server:
         self._rules: list[Rule] = []
         self._rules_read = b""
         self._names: dict[int, str] = {}  # of open files
+        self._one_asks = Lock()
 
     def init(self, path: str) -> None:
         print("mounted", flush=True)
@@ -219,6 +223,16 @@ class Server:
         direct: bool = False,
     ) -> int:
         """How many bytes to move of `length`, by the rules; raises what they say."""
+        with self._one_asks:
+            moved, hold = self._decide(operation, path, fd, offset, length, direct)
+        if hold:
+            with open(self._gate, "rb", buffering=0) as gate:
+                gate.read(1)
+        return moved
+
+    def _decide(
+        self, operation: str, path: str | None, fd: int, offset: int, length: int, direct: bool
+    ) -> tuple[int, bool]:
         name = self._names.get(fd, "") if path is None else _name(path)
         os.write(self._log, f"{operation}\t{name}\n".encode())
         rules = Path(self._rules_file).read_bytes()
@@ -232,11 +246,8 @@ class Server:
         for rule in self._rules:
             moved = rule.apply(operation, offset, length, direct, name)
             if moved is not None:
-                if rule.hold:
-                    with open(self._gate, "rb", buffering=0) as gate:
-                        gate.read(1)
-                return moved
-        return length
+                return moved, rule.hold
+        return length, False
 
     def _at(self, path: str) -> str:
         return self._root + path
@@ -385,7 +396,7 @@ def serve(options: argparse.Namespace) -> None:
         options.mountpoint,
         raw_fi=True,
         foreground=True,
-        nothreads=True,
+        nothreads=not options.threads,
         hard_remove=True,
         use_ino=True,
         attr_timeout=0,
@@ -403,6 +414,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--gate", required=True)
     parser.add_argument("--direct-io", action="store_true")
     parser.add_argument("--volatile", action="store_true")
+    parser.add_argument("--threads", action="store_true")
     serve(parser.parse_args(arguments))
 
 

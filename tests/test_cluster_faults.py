@@ -44,7 +44,7 @@ pytestmark = [
 def far() -> Iterator[FaultyDirectory]:
     """A file system with a tree of 600 files in three directories, and a large one, "held", that
     the first to read it has to wait for."""
-    with faulty_directory() as directory:
+    with faulty_directory("--threads") as directory:  # a coordinator may still walk the source
         source = directory.backing / "source"
         for i in range(600):
             (source / str(i % 3)).mkdir(parents=True, exist_ok=True)
