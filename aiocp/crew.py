@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Self, TypeVar
 
-from aiocp import worker
+from aiocp import lease, worker
 from aiocp.errors import Cancel, Cancelled, ExecutorFailed, look, operation
 from aiocp.linux import File, birth_time
 from aiocp.result import Worker
@@ -120,11 +120,7 @@ class Crew:
 
         Raises ExecutorFailed, which names the one that does not; OSError.
         """
-        token = os.urandom(8).hex().encode()
-        name = b".aiocp-" + token
-        with operation("create lease"):
-            self._lease = File.create_named(name, os.O_RDWR, dir_fd=directory_fd)
-            os.write(self._lease.fileno(), token)
+        self._lease, name, token = lease.create(directory_fd)
         born = os.fstat(source_fd).st_ino, birth_time(source_fd)
         ground = Ground(
             os.path.abspath(source),
@@ -221,10 +217,10 @@ class Crew:
 
     def release(self) -> None:
         """Let the lease go. Raises OSError from unlinkat(2)."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
+        file, self._lease = self._lease, None
+        if file is not None:
             with operation("remove lease"):
-                lease.close()
+                file.close()
 
     def close(self) -> None:
         """Have what is not done stopped, and wait for it, unless a worker does not answer."""

@@ -8,34 +8,15 @@ done     what is answered is synced
 import os
 import traceback
 from errno import ENOENT, ENOEXEC, EPERM, ESTALE
-from time import monotonic, perf_counter
+from time import perf_counter
 
-from aiocp.errors import ExecutorFailed, look
+from aiocp import lease
+from aiocp.errors import Cancel, ExecutorFailed, look
 from aiocp.linux import File, birth_time
 from aiocp.priority import lowered
 from aiocp.share import Batch, BatchDone, Depth, Done, Ground, Range, RangeDone, unpack, version
 
-_LOOK_EVERY = 0.5  # seconds
 _FIT: set[bytes] = set()  # the tokens of copies for which this process is fit
-
-
-class Lease:
-    """What stops a part: a file that is no longer there."""
-
-    def __init__(self, path: bytes) -> None:
-        self._path = path
-        self._gone, self._next = False, 0.0
-
-    def is_set(self) -> bool:
-        """Whether it is gone, looked at now and then."""
-        now = monotonic()
-        if not self._gone and now >= self._next:
-            self._next = now + _LOOK_EVERY
-            try:  # opened, because network file systems may answer a stat from memory
-                File.open(self._path, os.O_RDONLY).let_go()
-            except OSError as error:
-                self._gone = error.errno in (ENOENT, ESTALE)
-        return self._gone
 
 
 def name() -> str:
@@ -66,23 +47,23 @@ def _run(message: bytes) -> Done:
     part = unpack(message)
     if part is None or isinstance(part, Ground):
         raise _unfit(ENOEXEC, f"has aiocp {version()}, which is not the coordinator's")
-    lease = Lease(part.ground.lease)
-    look(lease)
+    cancel = lease.Lease(part.ground.lease)
+    look(cancel)
     if part.ground.token not in _FIT:
         _be_fit(part.ground)
     with lowered(idle=part.idle):
-        what, depth = _copy(part, lease)
+        what, depth = _copy(part, cancel)
     return Done(name(), perf_counter() - begun, depth, what)
 
 
-def _copy(part: Batch | Range, lease: Lease) -> tuple[BatchDone | RangeDone, Depth]:
+def _copy(part: Batch | Range, cancel: Cancel) -> tuple[BatchDone | RangeDone, Depth]:
     if isinstance(part, Batch):
         from aiocp.part_tree import copy_batch
 
-        return copy_batch(part, lease)
+        return copy_batch(part, cancel)
     from aiocp.range_copy import copy_range
 
-    return copy_range(part, lease)
+    return copy_range(part, cancel)
 
 
 def _be_fit(ground: Ground) -> None:
@@ -98,11 +79,10 @@ def _be_fit(ground: Ground) -> None:
         raise _unfit(ESTALE, f"sees another {source!r}")
     directory = os.fsdecode(os.path.dirname(ground.lease))
     try:
-        with File.open(ground.lease, os.O_RDONLY) as file:
-            found = os.read(file.fileno(), len(ground.token) + 1)
+        same = lease.has(ground.lease, ground.token)
     except OSError as error:
         raise _unfit(error.errno, f"does not see the coordinator's {directory!r}") from None
-    if found != ground.token:
+    if not same:
         raise _unfit(ESTALE, f"sees another {directory!r}")
     _FIT.add(ground.token)
 

@@ -30,7 +30,7 @@ LAYERS = [
     {"ahead", "backlog", "ranges"},
     {"crew"},
     {"worker"},
-    {"part_tree", "range_copy"},
+    {"lease", "part_tree", "range_copy"},
     {"share", "tree_copy"},
     {"tree_files"},
     {"opening", "placing", "tree_links", "tree_progress"},

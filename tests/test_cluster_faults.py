@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import aiocp.partial
-from aiocp import Cancelled, ExecutorFailed, SourceChanged, ranges, worker
+from aiocp import Cancelled, ExecutorFailed, SourceChanged, lease, ranges
 from clusters import Cluster, Odd, cluster, nursery
 from engines import TIMEOUT, Engine, copy, copy_one, on_dask
 from faulty_fuse import FaultyDirectory, Rule, faulty_directory
@@ -98,7 +98,7 @@ def command(*arguments: str | Path) -> "Iterator[subprocess.Popen[str]]":
 @pytest.fixture
 def attentive(monkeypatch: pytest.MonkeyPatch, dask: Cluster) -> Iterator[None]:
     """Have workers look at the lease at each step, not only twice a second."""
-    monkeypatch.setattr(worker, "_LOOK_EVERY", 0.0)  # of those forked from this process
+    monkeypatch.setattr(lease, "_LOOK_EVERY", 0.0)  # of those forked from this process
     with dask.client() as client:
         before = client.run(look_every, 0.0)
         yield
@@ -107,7 +107,7 @@ def attentive(monkeypatch: pytest.MonkeyPatch, dask: Cluster) -> Iterator[None]:
 
 def look_every(seconds: float) -> float:
     """Runs in a worker: how often it is to look; how often it was."""
-    before, worker._LOOK_EVERY = worker._LOOK_EVERY, seconds
+    before, lease._LOOK_EVERY = lease._LOOK_EVERY, seconds
     return before
 
 
@@ -134,11 +134,11 @@ def opened_by(pids: Iterable[int], name: str) -> int:
     raise AssertionError(f"nobody has {name} open")
 
 
-def assert_nothing_is_incomplete(source: Path, to: Path, lease: Path | None = None) -> None:
+def assert_nothing_is_incomplete(source: Path, to: Path, left: Path | None = None) -> None:
     """What is there is whole, and there is nothing else, but for the lease."""
     found, expected = snapshot(to), snapshot(source)
-    if lease is not None:
-        del found[b"/" + os.fsencode(lease.name)]
+    if left is not None:
+        del found[b"/" + os.fsencode(left.name)]
     assert found.keys() <= expected.keys()
     files = [path for path, (_, content) in found.items() if content is not None]
     assert [] == [path for path in files if found[path] != expected[path]]
@@ -329,7 +329,7 @@ def test_the_coordinator_is_killed(
         result = on_dask(one)(*action)
     assert MIB <= result.resumed < result.size
     assert (far.backing / "source" / "1" / "held").read_bytes() == (to / "copy").read_bytes()
-    assert ["copy"] == [name for name in os.listdir(to) if not name.startswith(".aiocp-")]
+    assert ["copy"] == os.listdir(to)
 
 
 # --- the scheduler -------------------------------------------------------------------------------
@@ -376,12 +376,11 @@ def test_the_command_is_killed(far: FaultyDirectory, source: Path, to: Path, das
     with command(*how, source, to / "copy") as copying, far.held():
         copying.kill()
     dask.settle()
-    (lease,) = (to / "copy").rglob(".aiocp-*")  # that nobody was left to take away
-    assert_nothing_is_incomplete(far.backing / "source", to / "copy", lease)
+    (left,) = (to / "copy").rglob(".aiocp-*")  # the lease, that nobody was left to take away
+    assert_nothing_is_incomplete(far.backing / "source", to / "copy", left)
     with command(*how, source, to / "copy") as copying:
         assert ("", "") == copying.communicate(timeout=60)
     assert 0 == copying.returncode
-    lease.unlink()
     assert snapshot(far.backing / "source") == snapshot(to / "copy")
 
 
@@ -485,8 +484,8 @@ def test_a_lease_that_is_taken_away(
     """Stops the workers; the copy fails."""
     with running(on_dask(dask), copy, source, to / "copy", {}) as copied:
         with far.held():
-            (lease,) = to.rglob(".aiocp-*")
-            lease.unlink()
+            (found,) = to.rglob(".aiocp-*")
+            found.unlink()
         with pytest.raises(ExecutorFailed, match="lease is gone"):
             copied.result()
     assert_nothing_is_incomplete(far.backing / "source", to / "copy")

@@ -24,6 +24,7 @@ from aiocp import (
     tree_targets,
     worker,
 )
+from aiocp.lease import Lease
 from aiocp.share import Batch, Ground, pack, unpack, version
 from faults import as_nobody
 from filesystems import scratch_directory
@@ -319,8 +320,8 @@ def test_a_cancelled_copy(tree: Path, copy: Path) -> None:
             cancel.set()
             batch = unpack(*arguments)
             assert isinstance(batch, Batch)
-            lease = worker.Lease(batch.ground.lease)
-            while not lease.is_set():
+            gone = Lease(batch.ground.lease)
+            while not gone.is_set():
                 pass
             stopped.append(batch)
         return call(*arguments)
