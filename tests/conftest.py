@@ -1,5 +1,7 @@
-"""What all tests share: the file systems they run on, and that CI never skips one of root's."""
+"""What all tests share: the file systems they run on, that CI never skips one of root's, and that
+with several processes (`-n`) no other test runs beside one that is to be alone."""
 
+import fcntl
 import gc
 import os
 import shutil
@@ -52,6 +54,29 @@ def engine(request: pytest.FixtureRequest) -> Engine:
     if request.param == "dask":
         return on_dask(request.getfixturevalue("dask"))
     return on_mpi if request.param == "mpi" else on_processes
+
+
+@pytest.fixture(scope="session")
+def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """Two files that all processes of a run have their locks on: of a queue, and of the room."""
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose own directory is in that of the run
+        top = top.parent
+    with (top / "queue").open("ab") as queue, (top / "room").open("ab") as room:
+        yield queue.fileno(), room.fileno()
+
+
+@pytest.fixture(autouse=True)
+def room(request: pytest.FixtureRequest, doors: tuple[int, int]) -> Iterator[None]:
+    """Room to run in: among others, or alone. Who waits for it waits in the queue, so that one who
+    is to be alone is not passed by others for ever."""
+    queue, room = doors
+    fcntl.flock(queue, fcntl.LOCK_EX)
+    alone = request.node.get_closest_marker("alone")
+    fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+    fcntl.flock(queue, fcntl.LOCK_UN)
+    yield
+    fcntl.flock(room, fcntl.LOCK_UN)
 
 
 def pytest_sessionstart() -> None:

@@ -89,6 +89,7 @@ def test_a_recommendation_is_a_point_that_was_measured(filesystem: Path) -> None
     subprocess.run(copy, cwd=filesystem, check=True)
 
 
+@pytest.mark.alone  # it measures where the time goes
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("fstype", "reads", "writes"),
