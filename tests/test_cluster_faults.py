@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EIO
 from functools import partial
 from multiprocessing import get_context
@@ -129,8 +129,9 @@ def opened_by(pids: Iterable[int], name: str) -> int:
     """Which of these processes has a file of that name open."""
     for pid in pids:
         for fd in Path(f"/proc/{pid}/fd").iterdir():
-            if os.path.basename(os.readlink(fd)) == name:
-                return pid
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if os.path.basename(os.readlink(fd)) == name:
+                    return pid
     raise AssertionError(f"nobody has {name} open")
 
 

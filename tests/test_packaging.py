@@ -147,7 +147,7 @@ def test_a_build_says_in_one_line_what_to_install(
     with pytest.raises(AssertionError) as failure:
         run(sys.executable, "-m", "pip", *build, **environment)
     output = str(failure.value)
-    (message,) = [line for line in output.splitlines() if "building needs" in line]
+    (message,) = {line for line in output.splitlines() if "building needs" in line}
     assert "Traceback" not in output
     for part in (
         f"absent/{missing}",
