@@ -68,8 +68,9 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]
 
 @pytest.fixture(autouse=True)
 def room(request: pytest.FixtureRequest, doors: tuple[int, int]) -> Iterator[None]:
-    """Room to run in: among others, or alone. Who waits for it waits in the queue, so that one who
-    is to be alone is not passed by others for ever."""
+    """Room to run in: among others, or alone, as whoever measures has to be, or has a view of the
+    mounts in which stays mounted what others take down. Who waits for it waits in the queue, so
+    that one who is to be alone is not passed by others for ever."""
     queue, room = doors
     fcntl.flock(queue, fcntl.LOCK_EX)
     alone = request.node.get_closest_marker("alone")

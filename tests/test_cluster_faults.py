@@ -450,9 +450,18 @@ UNFIT = {
     "source": "sees another '.*/source.*'",
     "destination": "does not see the coordinator's '.*/to.*'",
 }
+HAVE_MOUNTS = ("source", "destination")
 
 
-@pytest.mark.parametrize(("odd", "said"), UNFIT.items(), indirect=["odd"], ids=UNFIT)
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        pytest.param(*case, marks=[pytest.mark.alone] if case[0] in HAVE_MOUNTS else [])
+        for case in UNFIT.items()
+    ],
+    indirect=["odd"],
+    ids=UNFIT,
+)
 @pytest.mark.parametrize("by", ["copy_tree", "copy_file", "command"])
 def test_one_that_is_not_fit_is_named(
     tmp_path: Path, to: Path, dask: Cluster, odd: Odd, said: str, by: str

@@ -109,6 +109,7 @@ def test_the_sdist_installs_in_a_clean_environment(
     assert copies(install(sdist), tmp_path)
 
 
+@pytest.mark.alone
 @pytest.mark.root
 def test_the_wheel_works_where_libaio_is_not(
     wheel: Path, install: Callable[[Path], Path], tmp_path: Path

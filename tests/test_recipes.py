@@ -20,7 +20,7 @@ import pytest
 
 from filesystems import loop_device, scratch_directory, sparse_file
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 MIB = 1 << 20
 README = (Path(__file__).parents[1] / "README.md").read_text()
