@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,12 +27,11 @@ def killed(fd: int) -> None:
     child = os.fork()
     if not child:
         try:
-            held = create(fd)
-            os.kill(os.getpid(), signal.SIGKILL)
-            assert held
+            with create(fd)[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
-    assert signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1
+    assert -signal.SIGKILL == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_it_lasts_until_it_is_closed(fd: int, tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_of_another_machine(fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert before == os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("call", ["flock", "listdir"])
+@pytest.mark.parametrize(("module", "call"), [(fcntl, "flock"), (os, "scandir")])
 def test_where_it_cannot_be_known(
-    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    fd: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: str
 ) -> None:
     """Without locks, or where a directory cannot be listed, nothing is taken away."""
     killed(fd)
@@ -83,10 +83,7 @@ def test_where_it_cannot_be_known(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     with monkeypatch.context() as patch:
-        if call == "flock":
-            patch.setattr(fcntl, "flock", refuse)
-        else:
-            patch.setattr(os, "scandir", refuse)
+        patch.setattr(module, call, refuse)
         with create(fd)[0]:
             assert 2 == len(os.listdir(tmp_path))
 
