@@ -97,6 +97,12 @@ def mount(source: Path | str, directory: Path, *options: str) -> Iterator[Path]:
         run("umount", directory)
 
 
+def forget(path: Path, offset: int = 0, length: int = 0) -> None:
+    """Have what is on the disk of a file, or of a range (0: to the end), out of memory."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+
+
 def write_cold(path: Path, data: bytes) -> Path:
     """Write a file that is on the disk then, and not in memory."""
     with path.open("wb") as file:

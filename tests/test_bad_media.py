@@ -25,7 +25,15 @@ import aiocp
 from aiocp import copy_file
 from aiocp.direct import Direct
 from faulty_fuse import FaultyDevice, FaultyDirectory, Rule, faulty_device, faulty_directory
-from filesystems import loop_device, make_filesystem, mount, run, scratch_directory, sparse_file
+from filesystems import (
+    forget,
+    loop_device,
+    make_filesystem,
+    mount,
+    run,
+    scratch_directory,
+    sparse_file,
+)
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 300 * KIB + 777  # of most sources, in blocks of 64 KiB
@@ -97,8 +105,7 @@ def file_with_a_bad_sector(fstype: str, bad: int) -> Iterator[Path]:
                     os.posix_fallocate(opened.fileno(), 0, MIB + 777)  # in one extent
                     opened.write(some_bytes(MIB + 777))
                 run("sync", "--file-system", directory)
-                with file.open("rb") as opened:
-                    os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                forget(file)
                 with cut(backing, position(file, bad)):
                     yield file
 

@@ -14,6 +14,7 @@ from aiocp import SourceChanged, copy_file
 from aiocp.linux import cached_bytes
 from aiocp.page_cache import PageCache
 from faults import in_child, refuse
+from filesystems import forget
 
 MIB = 1 << 20
 SIZE = 8 * MIB + 777
@@ -29,12 +30,6 @@ def make(path: Path, *, synced: bool = True) -> bytes:
         if synced:
             os.fsync(file.fileno())
     return content
-
-
-def forget(path: Path, offset: int, length: int) -> None:
-    """Have a range out of memory; 0: to the end."""
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
 
 
 def cached(path: Path, offset: int = 0, length: int = 0) -> int:

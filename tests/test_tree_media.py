@@ -21,6 +21,7 @@ import pytest
 from faults import Copy, run_traced
 from faulty_fuse import FaultyDevice, FaultyDirectory, Rule, faulty_device, faulty_directory
 from filesystems import (
+    forget,
     loop_device,
     make_filesystem,
     mount,
@@ -253,8 +254,7 @@ def test_source_with_bad_sectors(fstype: str, tmp_path: Path) -> None:
                 middle = sorted(ends.values())[len(names) // 2]
                 expected = snapshot(source)
                 for name in names:  # of this tree alone: others need what is in memory
-                    with (source / name).open("rb") as file:
-                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    forget(source / name)
                 with cut(backing, middle):
                     said, _ = copy(source, tmp_path / "copy")
     bad = {name for name, start in ends.items() if start >= middle}
