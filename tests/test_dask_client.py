@@ -16,6 +16,7 @@ import pytest
 
 from aiocp.exit_status import Exit
 from aiocp.result import Worker
+from trees import snapshot
 
 COMMAND = [sys.executable, "-m", "aiocp"]
 NOBODY = "127.0.0.1:1"
@@ -210,12 +211,19 @@ def certificate(directory: Path, name: str) -> dict[str, str]:
 
 
 def test_tls(tmp_path: Path) -> None:
-    """As Dask's configuration has it; what is wrong with it is told."""
+    """As Dask's configuration has it, a whole copy by it; what is wrong with it is told."""
+    tree = tmp_path / "tree"
+    for i in range(600):
+        (tree / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+        (tree / f"{i % 3}/{i}").write_bytes(b"%d" % i * i)
     ours, theirs = certificate(tmp_path, "ours"), certificate(tmp_path, "theirs")
     with cluster(tmp_path, protocol="tls", env=ours) as secured:
         address = secured.address
         assert address.startswith("tls://")
         assert ["3"] == asked(address, **ours)
+        done = aiocp("-aT", "--dask", address, tree, tmp_path / "copy", **ours)
+        assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+        assert snapshot(tree) == snapshot(tmp_path / "copy")
         unanswered = f"no scheduler answers at '{address}': "
         (said,) = asked(address, **theirs)
         assert said.startswith(f"{unanswered}[SSL: CERTIFICATE_VERIFY_FAILED] ")
