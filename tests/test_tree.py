@@ -407,6 +407,7 @@ def test_a_directory_that_cannot_be_told_of_after_its_sync(
         raise OSError(errno.EIO, "sync: shut down")
 
     monkeypatch.setattr(placing, "assert_durable", shut_down)
+    monkeypatch.setattr(tree_targets, "dirty_bytes", lambda: 0)  # whatever else is on this machine
     with pytest.raises((ExceptionGroup, OSError)):
         copy_tree(tmp_path / "source", tmp_path / "copy")
 
